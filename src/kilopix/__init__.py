@@ -1,0 +1,1 @@
+"""kilopix: text-to-image diffusion training that anyone can afford and repeat."""

@@ -1,0 +1,125 @@
+"""How every config is written and read: defaults, one TOML file, `section.key=value`; nothing else.
+
+In: TOML files and override strings. Out: frozen pydantic models, or one `UserError` that names the
+dotted key at fault and, for an unknown key, the nearest known one.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kilopix.types import UserError
+
+
+class Config(BaseModel):
+    """Base of all configs: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file on top of the file that its key `base` names, which may not name another."""
+    values = _read_one(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    base_values = _read_one(path.parent / str(base))
+    if "base" in base_values:
+        raise UserError(f"{path}: its base {base} has a base of its own; only one level is allowed.")
+    return merge(base_values, values)
+
+
+def _read_one(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid TOML: {error}.") from None
+
+
+def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Merge nested tables; where both have a value, `above` wins.
+
+    A table that names another `kind` than the one below replaces it whole, since their keys differ.
+    """
+    if "kind" in above and above["kind"] != below.get("kind", above["kind"]):
+        return above
+    out = dict(below)
+    for key, value in above.items():
+        both_tables = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merge(out[key], value) if both_tables else value
+    return out
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Turn `section.key=value` strings into nested tables; values are TOML, or else plain strings."""
+    out: dict[str, Any] = {}
+    for item in overrides:
+        dotted, equals, text = item.partition("=")
+        if not equals or not dotted.strip():
+            raise UserError(f"override {item!r}: write it as section.key=value.")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for part in reversed(dotted.strip().split(".")):
+            value = {part: value}
+        out = merge(out, value)
+    return out
+
+
+def parse(cls: type[ConfigT], values: dict[str, Any], origin: str) -> ConfigT:
+    """Check `values` against a config class; `origin` is what the error message names as the source."""
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(cls, origin, item) for item in error.errors())) from None
+
+
+def _explain(cls: type[Config], origin: str, item: Any) -> str:
+    dotted, owner = _resolve(cls, item["loc"])
+    if item["type"] == "extra_forbidden":
+        known = sorted(owner.model_fields) if owner else []
+        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
+        return f"{origin}: unknown key {dotted!r}; {hint}"
+    message = item["msg"].removeprefix("Value error, ")
+    got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+    return f"{origin}: {dotted or 'the recipe'}: {message}{got}"
+
+
+def _resolve(cls: type[Config], location: tuple[int | str, ...]) -> tuple[str, type[Config] | None]:
+    """The dotted key of a pydantic error location, without union tags, and the model that owns it."""
+    parts: list[str] = []
+    here: Any = cls
+    owner: type[Config] | None = cls
+    for element in location:
+        members = get_args(here) if get_origin(here) in (Union, UnionType) else ()
+        tagged = [m for m in members if element in _kinds(m)]
+        if tagged:
+            here = owner = tagged[0]
+            continue
+        parts.append(str(element))
+        if isinstance(here, type) and issubclass(here, Config):
+            owner = here
+            field = here.model_fields.get(str(element))
+            here = field.annotation if field else None
+        else:
+            here = None
+    return ".".join(parts), owner
+
+
+def _kinds(member: Any) -> tuple[Any, ...]:
+    if not (isinstance(member, type) and issubclass(member, Config)) or "kind" not in member.model_fields:
+        return ()
+    annotation = member.model_fields["kind"].annotation
+    return get_args(annotation) if get_origin(annotation) is Literal else ()

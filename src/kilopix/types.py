@@ -1,0 +1,40 @@
+"""The values that pass between libraries, and the legend of axis names in their shapes.
+
+Axes, as written in jaxtyping shapes everywhere in kilopix:
+
+    B  batch            C  channels of a latent or an image    H W  height and width
+    N  text tokens      D  width of a text state               T  tokens inside a network
+    K  classes          F  width of a feature                  S  steps
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Prediction = Literal["noise", "velocity", "data"]
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: the message names the file or key, and what to do."""
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """Per-token states of a text encoder; `mask` is true where a token is real."""
+
+    states: Float[Tensor, "B N D"]
+    mask: Bool[Tensor, "B N"]
+
+    def to(self, device) -> "TextStates":
+        """The same states on another device."""
+        return TextStates(self.states.to(device), self.mask.to(device))
+
+
+@dataclass(frozen=True)
+class LatentMoments:
+    """Mean and standard deviation of an autoencoder's latents; a deterministic codec has std 0."""
+
+    mean: Float[Tensor, "B C H W"]
+    std: Float[Tensor, "B C H W"]
