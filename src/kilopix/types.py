@@ -38,3 +38,13 @@ class LatentMoments:
 
     mean: Float[Tensor, "B C H W"]
     std: Float[Tensor, "B C H W"]
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One object that a detector found; `box` is (x1, y1, x2, y2) in pixels, `color` a name or None."""
+
+    name: str
+    box: tuple[float, float, float, float]
+    score: float
+    color: str | None = None
