@@ -1,1 +1,1 @@
-"""TODO"""
+"""Training: optimizers, averaged weights, checkpoints."""

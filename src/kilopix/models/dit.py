@@ -1,0 +1,167 @@
+"""DiT-I: a text-conditioned diffusion transformer over latent patches.
+
+In: noisy latents `B C H W`, times, and a text context computed once per text. Out: a prediction of the
+latents' shape. Choices: rotary 2-D positions in continuous coordinates, RMSNorm, QK-norm, SwiGLU, one
+shared time modulation with an offset per block, text by cross-attention and (pooled) in the modulation,
+register tokens. Blocks and output start at zero, so that a new network is the identity inside.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from kilopix.config import Config
+from kilopix.models.layers import (
+    CrossAttention,
+    KeysValues,
+    SelfAttention,
+    SwiGLU,
+    TextRefiner,
+    TimeEmbedding,
+    linear,
+    rotary_2d,
+)
+from kilopix.types import TextStates
+
+_POSITIONS_PER_SIDE = 16.0
+
+
+class DiTConfig(Config):
+    """Shape of a DiT; latent channels and text width come from the encoders."""
+
+    kind: Literal["dit"] = "dit"
+    width: int = Field(256, ge=32)
+    depth: int = Field(6, ge=1)
+    heads: int = Field(4, ge=1)
+    patch: int = Field(1, ge=1)
+    mlp_ratio: float = Field(4.0, gt=0)
+    text_layers: int = Field(1, ge=0)
+    registers: int = Field(4, ge=0)
+
+    @model_validator(mode="after")
+    def _heads_divide(self):
+        if self.width % self.heads or (self.width // self.heads) % 4:
+            raise ValueError(f"width {self.width} over heads {self.heads} must be a multiple of 4")
+        return self
+
+
+@dataclass(frozen=True)
+class TextContext:
+    """What the network keeps of a text: keys and values of every block, mask, and a pooled vector."""
+
+    keys_values: list[tuple[Tensor, Tensor]]
+    mask: Bool[Tensor, "B N"]
+    pooled: Float[Tensor, "B D"]
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention to the text, MLP; each normalised, modulated, gated."""
+
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        width, heads = config.width, config.heads
+        self.norm_self = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm_cross = nn.RMSNorm(width, eps=1e-6)
+        self.norm_mlp = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attention = SelfAttention(width, heads)
+        self.cross_attention = CrossAttention(width, heads, out_gain=0.0)
+        self.text_keys_values = KeysValues(width, width, heads)
+        self.mlp = SwiGLU(width, config.mlp_ratio)
+        self.modulation_offset = nn.Parameter(torch.zeros(6, width))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        modulation: Float[Tensor, "B 6 D"],
+        rotary: tuple[Tensor, Tensor],
+        keys_values: tuple[Tensor, Tensor],
+        mask: Bool[Tensor, "B N"],
+    ) -> Float[Tensor, "B T D"]:
+        """One block; `modulation` is shared by all blocks (PixArt-alpha, section 2.3)."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
+            (modulation + self.modulation_offset).unsqueeze(2).unbind(dim=1)
+        )
+        x = x + gate_a * self.attention(self.norm_self(x) * (1 + scale_a) + shift_a, rotary)
+        x = x + self.cross_attention(self.norm_cross(x), *keys_values, mask)
+        return x + gate_m * self.mlp(self.norm_mlp(x) * (1 + scale_m) + shift_m)
+
+
+class DiT(nn.Module):
+    """The whole network; `encode_text` runs once per text, `forward` once per step."""
+
+    def __init__(self, config: DiTConfig, channels: int, text_width: int):
+        super().__init__()
+        self.config = config
+        width = config.width
+        values_per_patch = channels * config.patch**2
+        self.patch_in = linear(values_per_patch, width, bias=True)
+        self.registers = nn.Parameter(torch.randn(config.registers, width))
+        self.time = TimeEmbedding(width)
+        self.text = TextRefiner(text_width, width, config.heads, config.text_layers)
+        self.pooled_text = linear(width, width, bias=True)
+        self.modulation = linear(width, 6 * width, gain=0.0, bias=True)
+        self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
+        self.norm_out = nn.RMSNorm(width, eps=1e-6, elementwise_affine=False)
+        self.modulation_out = linear(width, 2 * width, gain=0.0, bias=True)
+        self.patch_out = linear(width, values_per_patch, gain=0.0, bias=True)
+
+    def encode_text(self, text: TextStates) -> TextContext:
+        """Everything of the network that depends on the text alone."""
+        tokens = self.text(text.states, text.mask)
+        weights = text.mask.to(tokens.dtype)[:, :, None]
+        pooled = self.pooled_text((tokens * weights).sum(1) / weights.sum(1).clamp(min=1))
+        return TextContext([block.text_keys_values(tokens) for block in self.blocks], text.mask, pooled)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C H W"],
+        t: Float[Tensor, " B"],
+        context: TextContext,
+        window: Float[Tensor, "B 4"] | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Predict; `window` (x0, y0, x1, y1 in fractions of the whole image) says which part x shows."""
+        patch = self.config.patch
+        height, width = x.shape[2] // patch, x.shape[3] // patch
+        tokens = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))
+        tokens = torch.cat([self.registers.expand(len(x), -1, -1), tokens], dim=1)
+        rotary = self._rotary(height, width, window, x)
+        condition = torch.nn.functional.silu(self.time(t) + context.pooled)
+        modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
+        for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
+            tokens = block(tokens, modulation, rotary, keys_values, context.mask)
+        shift, scale = self.modulation_out(condition)[:, None].chunk(2, dim=-1)
+        out = self.patch_out(self.norm_out(tokens[:, self.config.registers :]) * (1 + scale) + shift)
+        return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=patch, q=patch)
+
+    def _rotary(self, height: int, width: int, window: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        if window is None:
+            window = like.new_tensor([[0.0, 0.0, 1.0, 1.0]])
+        x0, y0, x1, y1 = window.unbind(dim=1)
+        steps_y = (torch.arange(height, device=like.device) + 0.5) / height
+        steps_x = (torch.arange(width, device=like.device) + 0.5) / width
+        ys = y0[:, None] + (y1 - y0)[:, None] * steps_y
+        xs = x0[:, None] + (x1 - x0)[:, None] * steps_x
+        grid = torch.stack(
+            [ys[:, :, None].expand(-1, -1, width), xs[:, None, :].expand(-1, height, -1)], dim=-1
+        )
+        positions = _POSITIONS_PER_SIDE * rearrange(grid, "b h w yx -> b (h w) yx")
+        registers = positions.new_zeros(len(positions), self.config.registers, 2)
+        positions = torch.cat([registers, positions], dim=1)
+        return rotary_2d(positions, self.config.width // self.config.heads)
+
+
+def flops_per_image(config: DiTConfig, latent_side: int, channels: int, text_tokens: int) -> float:
+    """Multiply-adds times two of one forward pass; attention scores included, norms left out."""
+    width, tokens = config.width, (latent_side // config.patch) ** 2 + config.registers
+    hidden = max(8, round(width * config.mlp_ratio * 2 / 3 / 8) * 8)
+    dense_image = 4 * width**2 + 2 * width**2 + 3 * width * hidden
+    block = tokens * dense_image + text_tokens * 2 * width**2
+    block += 2 * tokens * tokens * width + 2 * tokens * text_tokens * width
+    refiner = text_tokens * (4 * width**2 + 8 * width**2) + 2 * text_tokens**2 * width
+    patches = 2 * tokens * channels * config.patch**2 * width
+    return 2.0 * (config.depth * block + config.text_layers * refiner + patches + 9 * width**2)
