@@ -1,1 +1,1 @@
-"""TODO"""
+"""Evaluators as pure functions: features, detections and answers come in, scores go out."""

@@ -1,0 +1,234 @@
+"""How close two sets of features lie: Frechet and kernel distance, precision, recall, density, coverage.
+
+In: features of real and of generated images, one row an image. Out: numbers. All is computed in float64, on
+the features' own device where it has float64, and in blocks, so that memory does not grow with the square of
+the number of images. Features that are not finite, and sets that are too small, raise `UserError`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import reduce
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from kilopix.evaluation.statistics import Interval, percentile_interval
+from kilopix.types import UserError
+
+_CELLS = 1 << 23  # entries of a distance or kernel matrix held at once: 64 MiB
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Number, mean and scatter of features; `merge` joins those of batches and of processes.
+
+    The scatter is the sum of outer products about the mean.
+    """
+
+    count: int
+    mean: Float64[Tensor, " F"]
+    scatter: Float64[Tensor, "F F"]
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The moments of both sets together (Chan et al. 1979, eq. 2.1)."""
+        if self.mean.shape != other.mean.shape:
+            raise UserError(_widths(len(self.mean), len(other.mean)))
+        count = self.count + other.count
+        step = other.mean - self.mean
+        outer = torch.outer(step, step) * (self.count * other.count / count)
+        mean = self.mean + step * (other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + outer)
+
+
+def moments(features: Float[Tensor, "N F"]) -> Moments:
+    """The moments of one batch of features."""
+    x = _finite(features)
+    if not len(x):
+        raise UserError("there are no features to take moments of.")
+    mean = x.mean(0)
+    centred = x - mean
+    return Moments(len(x), mean, centred.T @ centred)
+
+
+def frechet_distance(real: Moments, fake: Moments) -> float:
+    """Squared Frechet distance of the two Gaussians with these means and sample covariances.
+
+    Dowson and Landau 1982, eq. 4; as FID, Heusel et al. 2017, eq. 6.
+    """
+    if real.mean.shape != fake.mean.shape:
+        raise UserError(_widths(len(real.mean), len(fake.mean)))
+    if min(real.count, fake.count) < 2:
+        raise UserError("a Frechet distance needs at least two images on either side.")
+    covariances = [one.scatter / (one.count - 1) for one in (real, fake)]
+    # tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2), which loses no digits where A and B
+    # are singular, as they are with fewer images than features.
+    cross = torch.linalg.svdvals(_root(covariances[0]) @ _root(covariances[1])).sum()
+    spread = covariances[0].trace() + covariances[1].trace() - 2 * cross
+    return max(0.0, float((real.mean - fake.mean).square().sum() + spread))
+
+
+def kernel_distance(real: Float[Tensor, "N F"], fake: Float[Tensor, "M F"]) -> float:
+    """Unbiased squared maximum mean discrepancy (KID) over all images; it may be below zero.
+
+    Kernel (x . y / F + 1)^3: Binkowski et al. 2018, section 4; estimator: Gretton et al. 2012, lemma 6.
+    """
+    real, fake = _pair(real, fake, 2)
+    return float(_discrepancies(real, fake, _ones(1, real), _ones(1, fake))[0])
+
+
+def kernel_distance_subsets(
+    real: Float[Tensor, "N F"],
+    fake: Float[Tensor, "M F"],
+    subsets: int = 100,
+    size: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Mean and standard deviation of the kernel distance over random subsets, as KID is mostly reported.
+
+    A subset holds `size` images of either set, or all of the smaller set where it has fewer.
+    """
+    real, fake = _pair(real, fake, 2)
+    size = min(size, len(real), len(fake))
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for features in (real, fake):
+        mask = np.zeros((subsets, len(features)))
+        for row in mask:
+            row[rng.choice(len(features), size, replace=False)] = 1
+        chosen.append(torch.from_numpy(mask).to(features.device))
+    values = _discrepancies(real, fake, *chosen)
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def kernel_distance_interval(
+    real: Float[Tensor, "N F"],
+    fake: Float[Tensor, "M F"],
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The kernel distance over all images, with a bootstrap interval from drawing both sets anew.
+
+    An image that is drawn twice is not compared with itself, so that the draws stay unbiased. Where the two
+    distributions are the same the interval is only a rough guide.
+    """
+    real, fake = _pair(real, fake, 2)
+    rng = np.random.default_rng(seed)
+    weights = []
+    for features in (real, fake):
+        n = len(features)
+        drawn = rng.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
+        weights.append(torch.cat([_ones(1, features), torch.from_numpy(drawn).to(features.device)]))
+    values = _discrepancies(real, fake, *weights).cpu().numpy()
+    return percentile_interval(float(values[0]), values[1:], level)
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Shares by nearest neighbours; density may be above 1."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def neighbours(real: Float[Tensor, "N F"], fake: Float[Tensor, "M F"], k: int = 5) -> Neighbours:
+    """Precision, recall, density and coverage within the distance to the k-th nearest neighbour.
+
+    Kynkaanniemi et al. 2019, eq. 2; Naeem et al. 2020, section 3.
+    """
+    real, fake = _pair(real, fake, k + 1)
+    centre = real.mean(0)  # distances lose fewer digits near the origin
+    real, fake = real - centre, fake - centre
+    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
+    inside = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)  # balls of real images around it
+    recalled = covered = 0
+    for rows in _blocks(len(real), len(fake)):
+        distance = _squared_distances(real[rows], fake)
+        ball = real_radius[rows, None]
+        inside += reduce(distance < ball, "n m -> m", "sum")
+        recalled += int((distance < fake_radius).any(1).sum())
+        covered += int((distance < ball).any(1).sum())
+    return Neighbours(
+        precision=float((inside > 0).double().mean()),
+        recall=recalled / len(real),
+        density=float(inside.double().mean()) / k,
+        coverage=covered / len(real),
+    )
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Squared distance of every row to its k-th nearest other row."""
+    # The row itself is the first nearest of k + 1.
+    blocks = [
+        _squared_distances(x[rows], x).kthvalue(k + 1, dim=1).values for rows in _blocks(len(x), len(x))
+    ]
+    return torch.cat(blocks)
+
+
+def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    squares = torch.addmm(b.square().sum(1)[None, :], a, b.T, alpha=-2)
+    return squares.add_(a.square().sum(1)[:, None]).clamp_(min=0)
+
+
+def _discrepancies(real: Tensor, fake: Tensor, real_weights: Tensor, fake_weights: Tensor) -> Tensor:
+    """The unbiased squared discrepancy for each row of weights, which say how often an image is drawn."""
+    within = [_within(real, real_weights), _within(fake, fake_weights)]
+    between = _kernel_sums(real, fake, real_weights, fake_weights)
+    return within[0] + within[1] - 2 * between / (real_weights.sum(1) * fake_weights.sum(1))
+
+
+def _within(x: Tensor, weights: Tensor) -> Tensor:
+    """The weighted mean of the kernel over pairs of different images."""
+    itself = (x.square().sum(1) / x.shape[1] + 1) ** 3
+    squared = weights.square()
+    total = _kernel_sums(x, x, weights, weights) - squared @ itself
+    return total / (weights.sum(1).square() - squared.sum(1))
+
+
+def _kernel_sums(x: Tensor, y: Tensor, x_weights: Tensor, y_weights: Tensor) -> Tensor:
+    one = x.new_ones(())
+    total = x.new_zeros(len(x_weights))
+    for rows in _blocks(len(x), len(y)):
+        kernel = torch.addmm(one, x[rows], y.T, alpha=1 / x.shape[1]).pow_(3)
+        total += ((x_weights[:, rows] @ kernel) * y_weights).sum(1)
+    return total
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _CELLS // columns)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+
+def _ones(rows: int, like: Tensor) -> Tensor:
+    return like.new_ones((rows, len(like)))
+
+
+def _pair(real: Tensor, fake: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    if real.shape[1] != fake.shape[1]:
+        raise UserError(_widths(real.shape[1], fake.shape[1]))
+    if min(len(real), len(fake)) < least:
+        raise UserError(f"this needs at least {least} images a side (got {len(real)} and {len(fake)}).")
+    return _finite(real), _finite(fake)
+
+
+def _finite(features: Tensor) -> Tensor:
+    if features.device.type == "mps":  # it has no float64
+        features = features.cpu()
+    x = features.double()
+    bad = int((~x.isfinite()).any(1).sum())
+    if bad:
+        raise UserError(f"{bad} of {len(x)} images have features that are not finite; look at those images.")
+    return x
+
+
+def _widths(a: int, b: int) -> str:
+    return f"features of width {a} and {b} do not compare: take both from one network."
