@@ -93,7 +93,7 @@ ENTRIES = (
     Entry("lock", "thing", "1f512", hue=(340, 70)),
     Entry("rocket", "vehicle", "1f680", ("grey", "red")),
     Entry("palm tree", "plant", "1f334", ("green", "brown")),
-    Entry("grapes", "food", "1f347", ("purple", "green")),
+    Entry("clock", "thing", "23f0", ("red", "orange", "white")),
     Entry("turtle", "animal", "1f422", ("green",)),
     Entry("chair", "thing", "1fa91", ("brown",)),
     Entry("ice cream", "food", "1f366", ("beige",)),
