@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kilopix.types import UserError
+from kilopix.errors import UserError
 
 
 class Config(BaseModel):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kilopix.types import UserError
+from kilopix.errors import UserError
 
 _CHUNK = 1 << 20
 
@@ -106,3 +106,28 @@ def progress_bar(disable: bool = False):
         TimeRemainingColumn(),
         disable=disable,
     )
+
+
+def say(text: str) -> None:
+    """Tell the user one line; square brackets and paths are printed as they are."""
+    from rich.console import Console
+
+    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+
+
+def report_left_out(failures: list[tuple[str, str]], show: int = 10) -> None:
+    """Name the files that could not be used, count them, and say how many are not shown."""
+    if not failures:
+        return
+    say(f"{len(failures)} left out:")
+    for name, reason in failures[:show]:
+        say(f"  {name}: {reason}")
+    if len(failures) > show:
+        say(f"  and {len(failures) - show} more; the failures file beside the manifest names all.")
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder of intermediate files that is no longer needed."""
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

@@ -13,11 +13,9 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from kilopix.errors import UserError as UserError
+
 Prediction = Literal["noise", "velocity", "data"]
-
-
-class UserError(ValueError):
-    """A mistake that the user can mend: the message names the file or key, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Data: image sources, captions, CutMix and Crop, manifests, shards, the loader."""

@@ -6,6 +6,7 @@ times to visit. Out: latents. `on_step(i, x, data)` sees every step: the state a
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
@@ -18,16 +19,40 @@ from kilopix.diffusion.guidance import GuidanceConfig, Predict
 from kilopix.diffusion.paths import PathConfig, shift_time
 from kilopix.types import Prediction
 
+SamplerName = Literal["euler", "heun"]
 OnStep = Callable[[int, Tensor, Tensor], None]
 
 
 class SamplingConfig(Config):
     """Sampler, number of steps, their spacing, and guidance."""
 
-    sampler: Literal["euler", "heun"] = "euler"
+    sampler: SamplerName = "euler"
     steps: int = Field(25, ge=1, le=1000)
     shift: float = Field(1.0, gt=0, description="above 1 spends more steps near the noise")
     guidance: GuidanceConfig = GuidanceConfig()
+
+
+@dataclass(frozen=True)
+class SamplingChanges:
+    """What a user changes of a model's own sampling settings; None leaves a setting as it is."""
+
+    sampler: SamplerName | None = None
+    steps: int | None = None
+    guidance: float | None = None
+
+    def apply(self, config: SamplingConfig) -> SamplingConfig:
+        """The settings with the changes."""
+        scale = config.guidance.scale if self.guidance is None else self.guidance
+        return config.model_copy(
+            update={
+                "sampler": self.sampler or config.sampler,
+                "steps": self.steps or config.steps,
+                "guidance": config.guidance.model_copy(update={"scale": scale}),
+            }
+        )
+
+
+UNCHANGED = SamplingChanges()
 
 
 class Sampler(Protocol):
@@ -102,4 +127,4 @@ def heun(
     return x
 
 
-SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun}
+SAMPLERS: dict[SamplerName, Sampler] = {"euler": euler, "heun": heun}

@@ -1,0 +1,226 @@
+"""The command line: one command a stage, each a thin shell around `kilopix.stages.<name>.run`.
+
+Stages are imported when they are called, so that `kilopix --help` answers at once.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kilopix.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train text-to-image models from a folder of images, and measure what they can do.",
+    epilog="Every command can be stopped and typed again: it goes on where it was.",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Recipe settings, as section.key=value.", show_default=False)
+]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe (TOML).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+ManifestPath = Annotated[Path, typer.Argument(help="Manifest (.parquet) that `kilopix caption` wrote.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Sampling steps; the recipe's if not given.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, help="Guidance scale, 1 is off; the recipe's if not given.")
+]
+SamplerName = Annotated[
+    Literal["euler", "heun"] | None, typer.Option(help="Sampler; the recipe's if not given.")
+]
+
+
+def _example(text: str) -> str:
+    return f"Example:  [bold]{text}[/bold]"
+
+
+@app.command(epilog=_example("kilopix mini world --images-per-class 20"))
+def mini(
+    out: Annotated[Path, typer.Argument(help="Folder to write train/ and val/ into.")],
+    images_per_class: Annotated[int, typer.Option(min=1)] = 400,
+    size: Annotated[int, typer.Option(min=16, help="Side of a picture in pixels.")] = 64,
+    seed: Seed = 0,
+    classes: Annotated[int, typer.Option(min=1, max=64, help="How many of the 64 objects.")] = 64,
+    val_per_class: Annotated[int, typer.Option(min=1, help="Held-out pictures per class.")] = 20,
+    workers: Workers = None,
+) -> None:
+    """Draw the embedded world: an ImageNet-like folder of pictures of everyday objects."""
+    from kilopix.stages.mini import run
+
+    run(out, images_per_class, size, seed, classes, val_per_class, workers)
+
+
+@app.command(epilog=_example("kilopix caption world/train captions.parquet --captioner structured"))
+def caption(
+    images: Annotated[Path, typer.Argument(help="Folder with one sub-folder of images per class.")],
+    out: Annotated[Path, typer.Argument(help="Manifest to write (.parquet).")],
+    captioner: Annotated[
+        Literal["aio", "structured"],
+        typer.Option(help="aio: 'An image of a <class>.'; structured: long captions from scenes.jsonl."),
+    ] = "aio",
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Write a caption for every image of a folder; files that are no images are named and left out."""
+    from kilopix.stages.caption import run
+
+    run(images, out, captioner, seed, workers)
+
+
+@app.command(epilog=_example("kilopix augment captions.parquet augmented --size 64"))
+def augment(
+    manifest: ManifestPath,
+    out: Annotated[Path, typer.Argument(help="Folder to write images and manifest.parquet into.")],
+    kind: Annotated[
+        Literal["cutmix", "crop"], typer.Option(help="Paste another image, or cut a window.")
+    ] = "cutmix",
+    setting: Annotated[
+        Literal["1/2", "1/4", "1/9", "1/16", "all"],
+        typer.Option(help="Share of the area that CutMix pastes."),
+    ] = "all",
+    size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 256,
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Make one CutMix or Crop image of every image, with a caption that says what is where."""
+    from kilopix.stages.augment import run
+
+    run(manifest, out, kind, setting, size, seed, workers)
+
+
+@app.command(epilog=_example("kilopix encode captions.parquet shards --augmented augmented/manifest.parquet"))
+def encode(
+    manifest: ManifestPath,
+    out: Annotated[Path, typer.Argument(help="Folder of shards to write.")],
+    overrides: Overrides = None,
+    recipe: RecipeName = "mini",
+    augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Turn images and captions into shards of latents and text states."""
+    from kilopix.recipe import load_recipe
+    from kilopix.stages.encode import run
+
+    run(manifest, out, load_recipe(recipe, overrides or []), augmented, device)
+
+
+@app.command(epilog=_example("kilopix train shards run training.images=2000"))
+def train(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards that `kilopix encode` wrote.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    overrides: Overrides = None,
+    recipe: RecipeName = "mini",
+    device: Device = "auto",
+    dry_run: Annotated[bool, typer.Option(help="Print recipe, parameters and FLOPs, and stop.")] = False,
+) -> None:
+    """Train a model on shards; Ctrl-C saves, and the same command goes on."""
+    from kilopix.recipe import load_recipe
+    from kilopix.stages.train import describe, run
+
+    loaded = load_recipe(recipe, overrides or [])
+    if dry_run:
+        describe(shards, loaded)
+    else:
+        run(shards, out, loaded, device)
+
+
+@app.command(epilog=_example("kilopix sample run 'a photo of a fox' --out pictures"))
+def sample(
+    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; without them, one a line from standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("pictures"),
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures per prompt.")] = 1,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerName = None,
+    device: Device = "auto",
+) -> None:
+    """Make pictures from prompts: PNG files and one grid."""
+    from kilopix.diffusion.samplers import SamplingChanges
+    from kilopix.stages.sample import read_prompts, run
+
+    texts = list(prompts or [])
+    if file is not None:
+        texts += read_prompts(file)
+    if not texts:
+        texts = read_prompts(None, sys.stdin.read())
+    run(model, texts, out, num_images, seed, SamplingChanges(sampler, steps, guidance), device)
+
+
+@app.command(epilog=_example("kilopix evaluate run val.parquet --out scores"))
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
+    held_out: Annotated[
+        Path, typer.Argument(help="Manifest of held-out pictures (`kilopix caption world/val ...`).")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("scores"),
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerName = None,
+    device: Device = "auto",
+) -> None:
+    """Score a model of the embedded world on six tasks and by KID, with the protocol of every score."""
+    from kilopix.diffusion.samplers import SamplingChanges
+    from kilopix.stages.evaluate import run
+
+    run(model, held_out, out, seed, SamplingChanges(sampler, steps, guidance), device)
+
+
+@app.command(epilog=_example("kilopix report run report.html --scores scores --samples pictures"))
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    out: Annotated[Path, typer.Argument(help="HTML file to write.")] = Path("report.html"),
+    scores: Annotated[Path | None, typer.Option(help="Folder that `kilopix evaluate` wrote.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="Folder that `kilopix sample` wrote.")] = None,
+    augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
+    times: Annotated[Path | None, typer.Option(help="JSON file with the seconds of each stage.")] = None,
+) -> None:
+    """Put pictures, training curve, scores and recipe of a run on one HTML page."""
+    from kilopix.stages.report import run
+
+    run(run_folder, out, scores, samples, augmented, times)
+
+
+@app.command(epilog=_example("kilopix demo demo"))
+def demo(
+    out: Annotated[Path, typer.Argument(help="Folder for everything that the demo makes.")] = Path("demo"),
+    overrides: Overrides = None,
+    recipe: RecipeName = "mini",
+) -> None:
+    """From nothing to a page with pictures and scores: draw a small world, train on it, judge the model."""
+    from kilopix.demo import run
+
+    run(out, recipe, overrides or [])
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        if os.environ.get("KILOPIX_TRACEBACK"):
+            raise
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("Stopped; the same command goes on from here.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Manifests: one Parquet file with a row per picture, its caption and its geometry.
+
+In: rows of Arrow tables, failed files included. Out: `manifest.parquet` of the rows that can be used,
+and beside it `<name>.failures.jsonl` that names every file left out, and why.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kilopix.runtime import atomic_path
+from kilopix.types import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture: `path` is below the manifest's root and is its id.
+
+    kind is plain, cutmix or crop; of the last two, `base` names the plain picture, `setting` and
+    `partner` the paste, and `box` (x0, y0, x1, y1 in fractions of the side) where it lies. A row with an
+    `error` is a file that could not be used.
+    """
+
+    path: str
+    class_name: str
+    caption: str = ""
+    width: int = 0
+    height: int = 0
+    kind: str = "plain"
+    base: str = ""
+    setting: str = ""
+    partner: str = ""
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest that was read: the folder its paths start from, its rows, and the job that made it."""
+
+    root: Path
+    rows: list[Row]
+    job: dict[str, Any]
+
+    def file(self, row: Row) -> Path:
+        """The picture of a row."""
+        return self.root / row.path
+
+
+def schema() -> "pa.Schema":
+    """The columns of a manifest."""
+    import pyarrow as pa
+
+    kinds = {str: pa.string(), int: pa.int32()}
+    columns = [(f.name, kinds.get(f.type, pa.list_(pa.float64(), 4))) for f in fields(Row)]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    return pa.schema(columns)
+
+
+def to_table(rows: Iterable[Row]) -> "pa.Table":
+    """Rows as an Arrow table."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema())
+
+
+def from_table(table: "pa.Table") -> list[Row]:
+    """The rows of an Arrow table."""
+    return [Row(**{**row, "box": tuple(row["box"])}) for row in table.to_pylist()]
+
+
+def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any]) -> list[Row]:
+    """Write the usable rows and the failures; return the failed rows.
+
+    The root is kept relative to the manifest, so that both can be moved together.
+    """
+    import pyarrow.parquet as pq
+
+    failed = [row for row in rows if row.error]
+    failures = failures_path(path)
+    if failed:
+        with atomic_path(failures) as temporary:
+            lines = [json.dumps({"file": row.path, "error": row.error}) + "\n" for row in failed]
+            temporary.write_text("".join(lines))
+    else:
+        failures.unlink(missing_ok=True)
+    good = [row for row in rows if not row.error]
+    if not good:
+        raise UserError(f"{root}: no picture in it could be used; {failures} says why for each.")
+    relative = os.path.relpath(root.resolve(), path.resolve().parent)
+    metadata = {"root": relative, "job": json.dumps(job), "format": "kilopix manifest 1"}
+    table = to_table(good).replace_schema_metadata(metadata)
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary)
+    return failed
+
+
+def failures_path(manifest: Path) -> Path:
+    """The list of files left out of a manifest."""
+    return manifest.with_name(manifest.stem + ".failures.jsonl")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a manifest; anything else is a `UserError` that names the file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such manifest; `kilopix caption` and `kilopix augment` write one.")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    if metadata.get("format") != "kilopix manifest 1" or not table.schema.equals(schema()):
+        raise UserError(f"{path}: a Parquet file, but not a manifest of this version of kilopix.")
+    root = (path.resolve().parent / metadata["root"]).resolve()
+    return Manifest(root, from_table(table), json.loads(metadata["job"]))
+
+
+def finished(path: Path, job: dict[str, Any]) -> Manifest | None:
+    """The manifest at `path` if the same job made it already; another job's is a `UserError`."""
+    from kilopix.data.parts import check_same_job
+
+    if not path.exists():
+        return None
+    manifest = read_manifest(path)
+    check_same_job(manifest.job, job, path)
+    return manifest

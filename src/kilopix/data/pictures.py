@@ -1,0 +1,57 @@
+"""Pictures for people: PNG files and contact sheets.
+
+In: PIL images and their texts. Out: files, and one image with a caption under every picture.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from kilopix.runtime import atomic_path
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Write a PNG whole or not at all."""
+    with atomic_path(path) as temporary:
+        image.save(temporary, "PNG")
+
+
+def grid(images: list[Image.Image], prompts: Sequence[str], per_prompt: int) -> Image.Image:
+    """A contact sheet: the pictures of each prompt side by side, the prompt beneath them."""
+    cell = max(128, images[0].width)
+    columns = per_prompt if per_prompt > 1 else min(8, max(1, round(len(prompts) ** 0.5 * 1.3)))
+    rows = -(-len(images) // columns)
+    text_height, gap = 34, 8
+    row_height = cell + text_height + gap
+    sheet = Image.new("RGB", (gap + columns * (cell + gap), gap + rows * row_height), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(11)
+    for i, image in enumerate(images):
+        row, column = divmod(i, columns)
+        x, y = gap + column * (cell + gap), gap + row * row_height
+        scaled = image.resize(
+            (cell, cell), Image.Resampling.NEAREST if cell > image.width else Image.Resampling.LANCZOS
+        )
+        sheet.paste(scaled, (x, y))
+        if per_prompt == 1 or column == 0:
+            room = cell if per_prompt == 1 else columns * (cell + gap)
+            text = _wrap(prompts[i // per_prompt], pen, font, room, lines=2)
+            pen.multiline_text((x, y + cell + 3), text, fill="#333333", font=font, spacing=2)
+    return sheet
+
+
+def _wrap(text: str, pen: ImageDraw.ImageDraw, font: Font, room: int, lines: int) -> str:
+    wrapped = [""]
+    for word in text.split():
+        longer = f"{wrapped[-1]} {word}".strip()
+        if pen.textlength(longer, font) <= room or not wrapped[-1]:
+            wrapped[-1] = longer
+        elif len(wrapped) < lines:
+            wrapped.append(word)
+        else:
+            wrapped[-1] += " ..."
+            break
+    return "\n".join(wrapped)

@@ -1,0 +1,88 @@
+"""The demo: every stage of the flow on the embedded world, one after the other.
+
+In: a recipe. Out: a folder with all that the stages make, and `report.html`. Typed again, it skips what
+is finished and goes on with the rest.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from kilopix.recipe import load_recipe
+from kilopix.runtime import read_json, say, write_json
+
+PROMPTS = (
+    "a photo of a fox",
+    "a photo of a frog",
+    "a photo of a panda",
+    "a photo of a red car",
+    "a photo of a blue umbrella",
+    "a photo of a green balloon",
+    "a photo of a yellow star on a purple background",
+    "a photo of a pink heart on a white background",
+)
+
+
+def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path:
+    """Run the whole flow into `out` and return the report."""
+    recipe = load_recipe(recipe_name, overrides)
+    from kilopix.stages import augment, caption, encode, evaluate, mini, report, sample, train
+
+    world, data = recipe.world, recipe.data
+    clock = Clock(out / "times.json")
+    clock.run(
+        "mini",
+        lambda: mini.run(
+            out / "world",
+            world.images_per_class,
+            data.image_size,
+            recipe.seed,
+            world.classes,
+            world.val_per_class,
+        ),
+    )
+
+    def write_captions() -> None:
+        caption.run(out / "world" / "train", out / "captions.parquet", data.captioner, recipe.seed)
+        caption.run(out / "world" / "val", out / "held_out.parquet", data.captioner, recipe.seed)
+
+    clock.run("caption", write_captions)
+    clock.run(
+        "augment",
+        lambda: augment.run(
+            out / "captions.parquet",
+            out / "augmented",
+            data.augment.kind,
+            data.augment.setting,
+            data.image_size,
+            recipe.seed,
+        ),
+    )
+    augmented = out / "augmented" / augment.MANIFEST
+    clock.run("encode", lambda: encode.run(out / "captions.parquet", out / "shards", recipe, augmented))
+    clock.run("train", lambda: train.run(out / "shards", out / "run", recipe))
+    clock.run("sample", lambda: sample.run(out / "run", PROMPTS, out / "pictures", images_per_prompt=4))
+    clock.run("evaluate", lambda: evaluate.run(out / "run", out / "held_out.parquet", out / "scores"))
+    page = out / "report.html"
+    report.run(out / "run", page, out / "scores", out / "pictures", augmented, out / "times.json")
+    say(f"The report is at {page.resolve()}")
+    return page
+
+
+class Clock:
+    """Seconds of every stage, kept in a file; a stage that was interrupted adds up."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def run(self, name: str, stage: Callable[[], object]) -> None:
+        """Run a stage and add its time."""
+        say(f"\n== {name}")
+        started = time.perf_counter()
+        try:
+            stage()
+        finally:
+            seconds = time.perf_counter() - started
+            times = read_json(self.path) if self.path.exists() else {}
+            times[name] = times.get(name, 0.0) + seconds
+            write_json(self.path, times)

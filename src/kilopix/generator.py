@@ -1,0 +1,171 @@
+"""From a checkpoint to an object that turns prompts into pictures.
+
+In: a run folder, a checkpoint in it, or a safetensors file whose header holds the recipe. Out: PIL
+images. A picture depends on the weights, its prompt, its seed and the sampling settings alone: not on
+the batch that it is made in.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kilopix.config import parse
+from kilopix.diffusion.guidance import guided
+from kilopix.diffusion.samplers import SAMPLERS, SamplingConfig, times_for
+from kilopix.models.dit import DiT
+from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
+from kilopix.pretrained.text_encoder import TextEncoder, load_text_encoder
+from kilopix.recipe import Recipe
+from kilopix.runtime import pick_device, sha256_of_file, torch_generator
+from kilopix.training.checkpoint import AVERAGE, newest_checkpoint, read_weights
+from kilopix.types import TextStates, UserError
+
+OnImage = Callable[[int], None]
+
+
+def build_network(recipe: Recipe, channels: int, text_width: int) -> DiT:
+    """A new network of a recipe, with weights drawn from its seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return DiT(recipe.model, channels, text_width)
+
+
+def find_weights(path: Path) -> Path:
+    """The weights that a path means: a file, a finished run's model, or its newest checkpoint's average."""
+    if path.is_file():
+        return path
+    if (path / "model.safetensors").is_file():
+        return path / "model.safetensors"
+    if (path / AVERAGE).is_file():
+        return path / AVERAGE
+    newest = newest_checkpoint(path / "checkpoints")
+    if newest is None:
+        raise UserError(f"{path}: no weights there; give a run folder, a checkpoint or a .safetensors file.")
+    return newest / AVERAGE
+
+
+def _find_beside(weights: Path, name: str) -> Path | None:
+    """The folder at or up to two levels above the weights that holds a file of this name."""
+    return next((f for f in list(weights.resolve().parents)[:3] if (f / name).is_file()), None)
+
+
+@dataclass(frozen=True)
+class Generator:
+    """A network with its text encoder and autoencoder; call it with prompts."""
+
+    network: DiT
+    recipe: Recipe
+    weights: Path
+    images_seen: int
+    device: str
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, device: str = "auto") -> "Generator":
+        """Load weights with the recipe in their header; the encoders are loaded when first used."""
+        weights = find_weights(Path(path))
+        tensors, header = read_weights(weights)
+        if "recipe" not in header:
+            raise UserError(f"{weights}: no kilopix recipe in its header.")
+        recipe = parse(Recipe, header["recipe"], f"{weights}: recipe in the header")
+        network = build_network(recipe, header["latent_channels"], header["text_width"])
+        network.load_state_dict(tensors)
+        device = pick_device(device)
+        network = network.to(device).eval().requires_grad_(False)
+        return cls(network, recipe, weights, header["images_seen"], device)
+
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """The recipe's text encoder."""
+        return load_text_encoder(self.recipe.text, self.device)
+
+    @cached_property
+    def autoencoder(self) -> Autoencoder:
+        """The recipe's autoencoder; a patch codec lies beside the weights."""
+        folder = _find_beside(self.weights, "codec.safetensors")
+        return load_autoencoder(self.recipe.autoencoder, folder, self.device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights file."""
+        return sha256_of_file(self.weights)
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        seeds: Sequence[int] = (0,),
+        sampling: SamplingConfig | None = None,
+        batch_size: int = 32,
+        on_image: OnImage | None = None,
+    ) -> list[Image.Image]:
+        """One picture for every prompt and seed: all seeds of the first prompt, then of the second, ..."""
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
+        return self.generate(jobs, sampling, batch_size, on_image)
+
+    def generate(
+        self,
+        jobs: Sequence[tuple[str, int]],
+        sampling: SamplingConfig | None = None,
+        batch_size: int = 32,
+        on_image: OnImage | None = None,
+    ) -> list[Image.Image]:
+        """One picture for every (prompt, seed); `on_image` is told after each batch how many are done."""
+        images: list[Image.Image] = []
+        for start in range(0, len(jobs), batch_size):
+            images += self._batch(jobs[start : start + batch_size], sampling or self.recipe.sampling)
+            if on_image:
+                on_image(len(images))
+        return images
+
+    @torch.inference_mode()
+    def _batch(self, jobs: Sequence[tuple[str, int]], sampling: SamplingConfig) -> list[Image.Image]:
+        latents = self.latents([prompt for prompt, _ in jobs], [seed for _, seed in jobs], sampling)
+        pixels = self.autoencoder.decode(latents)
+        arrays = (
+            ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+        )
+        return [Image.fromarray(array) for array in arrays]
+
+    @torch.inference_mode()
+    def latents(self, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> Tensor:
+        """Sample latents, one per prompt and seed."""
+        channels = self.autoencoder.channels
+        side = self.recipe.data.image_size // self.recipe.downsampling
+        noise = torch.stack(
+            [torch.randn(channels, side, side, generator=torch_generator("noise", seed)) for seed in seeds]
+        ).to(self.device)
+        text = self.text_encoder.encode(prompts)
+        with_text = self.network.encode_text(text)
+        joint = self.network.encode_text(_with_empty(text, self.text_encoder.encode([""])))
+
+        def conditional(x: Tensor, t: Tensor) -> Tensor:
+            return self.network(x, t, with_text)
+
+        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            first, second = self.network(torch.cat([x, x]), torch.cat([t, t]), joint).chunk(2)
+            return first, second
+
+        return SAMPLERS[sampling.sampler](
+            guided(conditional, both, sampling.guidance),
+            noise,
+            times_for(sampling).to(self.device),
+            self.recipe.objective.path,
+            self.recipe.objective.prediction,
+        )
+
+
+def _with_empty(text: TextStates, empty: TextStates) -> TextStates:
+    """The texts, followed by as many empty ones, padded to one length."""
+    count, length, width = text.states.shape
+    extra = empty.states.shape[1]
+    longest = max(length, extra)
+    states = text.states.new_zeros(2 * count, longest, width)
+    mask = text.mask.new_zeros(2 * count, longest)
+    states[:count, :length], mask[:count, :length] = text.states, text.mask
+    states[count:, :extra], mask[count:, :extra] = empty.states, empty.mask
+    return TextStates(states, mask)

@@ -1,0 +1,156 @@
+"""A recipe: everything that describes a run, composed from the libraries' configs and checked as a whole.
+
+In: the name or path of a TOML file, and `section.key=value` overrides. Out: a frozen `Recipe`, or one
+`UserError` before any file is opened.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from kilopix.config import Config, merge, parse, parse_overrides, read_toml
+from kilopix.data.cutmix import SettingChoice
+from kilopix.diffusion.objective import ObjectiveConfig
+from kilopix.diffusion.samplers import SamplingConfig
+from kilopix.models.dit import DiTConfig
+from kilopix.pretrained.autoencoder import AutoencoderConfig, SDAutoencoderConfig
+from kilopix.pretrained.patch_codec import PatchCodecConfig
+from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
+from kilopix.training.averages import AverageConfig
+from kilopix.training.optim import AdamWConfig, OptimizerConfig, ScheduleConfig
+from kilopix.types import UserError
+
+SD_DOWNSAMPLING = 8
+
+
+class WorldConfig(Config):
+    """The embedded world that `kilopix demo` draws and `kilopix evaluate` asks for."""
+
+    classes: int = Field(64, ge=2, le=64)
+    images_per_class: int = Field(400, ge=1)
+    val_per_class: int = Field(20, ge=1)
+
+
+class AugmentConfig(Config):
+    """How `kilopix augment` makes the second version of every picture."""
+
+    kind: Literal["cutmix", "crop"] = "cutmix"
+    setting: SettingChoice = "all"
+
+
+class DataConfig(Config):
+    """Pictures, captions and augmentation."""
+
+    image_size: int = Field(64, ge=16)
+    captioner: Literal["aio", "structured"] = "structured"
+    augment: AugmentConfig = AugmentConfig()
+
+
+class TrainingConfig(Config):
+    """Length, batch, and what is kept; the clock is images seen."""
+
+    images: int = Field(100_000, ge=1)
+    batch_size: int = Field(64, ge=1)
+    clip_norm: float = Field(1.0, gt=0)
+    schedule: ScheduleConfig = ScheduleConfig()
+    average: AverageConfig = AverageConfig()
+    checkpoint_every: int = Field(10_000, ge=1, description="images between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1)
+    log_every: int = Field(1_000, ge=1, description="images between lines of the log")
+
+
+class EvaluationConfig(Config):
+    """How many prompts and pictures a score is made of."""
+
+    prompts_per_task: int = Field(64, ge=1)
+    images_per_prompt: int = Field(1, ge=1)
+    fidelity_images: int = Field(512, ge=16)
+    batch_size: int = Field(64, ge=1)
+
+
+class Recipe(Config):
+    """One run, from pictures to scores."""
+
+    seed: int = 0
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    text: TextEncoderConfig = MiniLMConfig()
+    autoencoder: AutoencoderConfig = PatchCodecConfig()
+    model: DiTConfig = DiTConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = AdamWConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self):
+        unit = self.downsampling * self.model.patch
+        if self.data.image_size % unit:
+            raise ValueError(
+                f"data.image_size {self.data.image_size} must be a multiple of {unit}, which is "
+                f"{self.downsampling} pixels per latent times model.patch {self.model.patch}"
+            )
+        return self
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along one side of a latent position."""
+        return (
+            SD_DOWNSAMPLING if isinstance(self.autoencoder, SDAutoencoderConfig) else self.autoencoder.patch
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the resolved recipe."""
+        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()
+
+
+def recipe_folders() -> list[Path]:
+    """Where recipes are looked for by name: beside the installed package, or in the checkout."""
+    here = Path(__file__).resolve().parent
+    return [f for f in (here / "recipes", here.parents[1] / "recipes") if f.is_dir()]
+
+
+def recipe_names() -> list[str]:
+    """The recipes that can be named without a path."""
+    return sorted({f.stem for folder in recipe_folders() for f in folder.glob("*.toml")})
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by name."""
+    path = Path(name)
+    if path.suffix == ".toml" or path.exists():
+        return path
+    for folder in recipe_folders():
+        if (folder / f"{name}.toml").exists():
+            return folder / f"{name}.toml"
+    raise UserError(f"recipe {name!r}: no such file, and none of the recipes {', '.join(recipe_names())}.")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override and check a recipe."""
+    path = find_recipe(name)
+    values = merge(read_toml(path), parse_overrides(overrides))
+    return parse(Recipe, values, str(path) + (" with overrides" if overrides else ""))
+
+
+def check_shards(
+    recipe: Recipe, folder: Path, text: dict[str, Any], autoencoder: dict[str, Any], size: int
+) -> None:
+    """Refuse shards that were made with other encoders or another size than the recipe's."""
+    pairs = [
+        ("text", text, recipe.text.model_dump()),
+        ("autoencoder", autoencoder, recipe.autoencoder.model_dump()),
+        ("data", {"image_size": size}, {"image_size": recipe.data.image_size}),
+    ]
+    for section, made, wanted in pairs:
+        for key in wanted:
+            if made.get(key) != wanted[key]:
+                raise UserError(
+                    f"{folder}: its shards were made with {section}.{key} = {made.get(key)!r}, but the "
+                    f"recipe says {wanted[key]!r}; encode again, or set {section}.{key} in the recipe."
+                )

@@ -1,0 +1,215 @@
+"""Weights to scores: six tasks as in GenEval over the embedded world, and a distance to held-out pictures.
+
+In: a run, and the manifest of held-out pictures with captions. Out: a folder with the pictures that were
+judged, what was found in each, and `card.json`: every score with its interval and its protocol.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kilopix.data.manifest import Row, read_manifest
+from kilopix.data.parts import open_job
+from kilopix.data.pictures import save_png
+from kilopix.data.sources import BrokenImage, open_image, square
+from kilopix.data.world.objects import HUES, OBJECTS, training_colors
+from kilopix.diffusion.samplers import UNCHANGED, SamplingChanges, SamplingConfig
+from kilopix.evaluation.fidelity import kernel_distance_interval
+from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
+from kilopix.evaluation.geneval_prompts import world_prompts
+from kilopix.evaluation.protocol import Card, Score, read_card, write_card
+from kilopix.evaluation.statistics import bootstrap
+from kilopix.evaluation.tasks import Results, observations, score_images
+from kilopix.generator import Generator
+from kilopix.pretrained.judge import load_judge
+from kilopix.pretrained.vision import load_efficientnet_lite0
+from kilopix.recipe import Recipe
+from kilopix.runtime import atomic_path, progress_bar, report_left_out, say, sha256_of_text
+from kilopix.types import Detection, UserError
+
+CARD = "card.json"
+JUDGED = "judged.jsonl"
+# The judge reports only what passes its own threshold, so none of GenEval's two is applied again.
+JUDGE_OPTIONS = GenevalOptions(threshold=0.0, counting_threshold=0.0)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make: its file, prompt and seed."""
+
+    file: Path
+    prompt: str
+    seed: int
+
+
+def run(
+    model: Path,
+    held_out: Path,
+    out: Path,
+    seed: int = 0,
+    changes: SamplingChanges = UNCHANGED,
+    device: str = "auto",
+) -> Card:
+    """Score a model; the same command again goes on, or says that it is done."""
+    reference = read_manifest(held_out)
+    generator = Generator.from_pretrained(model, device)
+    recipe = generator.recipe
+    sampling = changes.apply(recipe.sampling)
+    prompts = task_prompts(recipe)
+    rows = _spread(reference.rows, recipe.evaluation.fidelity_images)
+    prompts_sha256 = sha256_of_text(prompts_to_text(prompts) + "\n".join(row.caption for row in rows))
+    protocol = {
+        "stage": "evaluate",
+        "weights": generator.fingerprint,
+        "prompts": prompts_sha256,
+        "seed": seed,
+        "sampling": sampling.model_dump(mode="json"),
+        "images_per_prompt": recipe.evaluation.images_per_prompt,
+    }
+    open_job(out, protocol)
+    if (out / CARD).exists():
+        card = read_card(out / CARD)
+        say(f"{out / CARD}: already complete.")
+        return card
+    repeats = recipe.evaluation.images_per_prompt
+    asked = [prompt for prompt in prompts for _ in range(repeats)]
+    judged_jobs = _jobs(out / "tasks", [prompt.text for prompt in asked], seed)
+    fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
+    _make_pictures(generator, judged_jobs + fidelity_jobs, sampling)
+    judge, features = load_judge(generator.device), load_efficientnet_lite0(generator.device)
+    say("looking at the pictures ...")
+    detections = judge.detect(_read([job.file for job in judged_jobs]))
+    results = score_images(asked, detections, JUDGE_OPTIONS)
+    _write_judged(out / JUDGED, judged_jobs, results, detections)
+    real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
+    report_left_out(left_out)
+    fake = _read([job.file for job in fidelity_jobs])
+    kernel = kernel_distance_interval(features.features(real), features.features(fake))
+    kid = Score(
+        name="KID", value=kernel.value, low=kernel.low, high=kernel.high, n=len(fake), unit="lower is better"
+    )
+    card = Card(
+        checkpoint=generator.weights.name,
+        checkpoint_sha256=generator.fingerprint,
+        recipe_sha256=recipe.fingerprint(),
+        prompts_sha256=prompts_sha256,
+        seeds=(seed,),
+        sampler=sampling.sampler,
+        steps=sampling.steps,
+        guidance=sampling.guidance.scale,
+        resolution=recipe.data.image_size,
+        images_per_prompt=repeats,
+        images=len(judged_jobs) + len(fidelity_jobs),
+        evaluator=f"judge of the embedded world, {features.name}",
+        evaluator_sha256=sha256_of_text(judge.fingerprint + features.fingerprint),
+        kilopix_version=version("kilopix"),
+        scores=(*_task_scores(results), kid),
+    )
+    write_card(out / CARD, card)
+    overall = card.scores[0]
+    say(f"{out / CARD}: mean of six tasks {overall.value:.1%} ({overall.low:.1%} to {overall.high:.1%}).")
+    return card
+
+
+def task_prompts(recipe: Recipe) -> list[Prompt]:
+    """The prompts of the six tasks over the objects that a recipe trains on."""
+    chosen = OBJECTS[: recipe.world.classes]
+    recolorable = [item.name for item in chosen if item.recolorable]
+    seen = {(name, color) for name in recolorable for color in training_colors(name) if color}
+    names = [item.name for item in chosen]
+    return world_prompts(names, recolorable, HUES, seen, recipe.evaluation.prompts_per_task, recipe.seed)
+
+
+def _spread(rows: list[Row], count: int) -> list[Row]:
+    """At most `count` rows, evenly spread over all."""
+    step = max(1.0, len(rows) / count)
+    return [rows[int(i * step)] for i in range(min(count, len(rows)))]
+
+
+def _jobs(folder: Path, prompts: list[str], first_seed: int) -> list[Job]:
+    """Picture number i of a list has the seed `first_seed` + i."""
+    return [Job(folder / f"{i:05d}.png", prompt, first_seed + i) for i, prompt in enumerate(prompts)]
+
+
+def _make_pictures(generator: Generator, jobs: list[Job], sampling: SamplingConfig) -> None:
+    missing = [job for job in jobs if not job.file.exists()]
+    size = generator.recipe.evaluation.batch_size
+    with progress_bar() as bar:
+        task = bar.add_task("sample for scores", total=len(jobs), completed=len(jobs) - len(missing), note="")
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
+            images = generator.generate([(job.prompt, job.seed) for job in batch], sampling, size)
+            for job, image in zip(batch, images, strict=True):
+                save_png(image, job.file)
+            bar.advance(task, len(batch))
+
+
+def _read(files: list[Path]) -> torch.Tensor:
+    try:
+        arrays = [np.asarray(open_image(file)) for file in files]
+    except BrokenImage as error:
+        raise UserError(f"a picture made for the scores is damaged ({error}); delete it and go on.") from None
+    return _stack(arrays)
+
+
+def _read_real(root: Path, rows: list[Row], size: int) -> tuple[torch.Tensor, list[tuple[str, str]]]:
+    arrays: list[np.ndarray] = []
+    left_out: list[tuple[str, str]] = []
+    for row in rows:
+        try:
+            arrays.append(np.asarray(square(open_image(root / row.path, size), size)))
+        except BrokenImage as error:
+            left_out.append((row.path, str(error)))
+    if len(arrays) < 2:
+        raise UserError(f"{root}: fewer than two of the held-out pictures can be read.")
+    return _stack(arrays), left_out
+
+
+def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
+def _task_scores(results: Results) -> list[Score]:
+    """The mean of the tasks first, then every task, then the colour tasks by seen and unseen pairs."""
+    whole = bootstrap(observations(results))
+    scores = [
+        Score(
+            name="mean of six tasks",
+            value=whole.value,
+            low=whole.low,
+            high=whole.high,
+            n=len(results.verdicts),
+        )
+    ]
+    for task in (*results.tasks, *results.by_seen):
+        interval = bootstrap(observations(results, task.tag, task.seen))
+        split = {None: "", True: ", seen pairs", False: ", unseen pairs"}[task.seen]
+        name = task.tag.replace("_", " ") + split
+        scores.append(
+            Score(name=name, value=interval.value, low=interval.low, high=interval.high, n=task.images)
+        )
+    return scores
+
+
+def _write_judged(path: Path, jobs: list[Job], results: Results, detections: list[list[Detection]]) -> None:
+    """One line a picture: prompt, verdict, and what was found."""
+    lines = [
+        {
+            "file": f"{job.file.parent.name}/{job.file.name}",
+            "prompt": job.prompt,
+            "tag": prompt.tag,
+            "seed": job.seed,
+            "correct": verdict.correct,
+            "reason": verdict.reason,
+            "found": [asdict(detection) for detection in found],
+        }
+        for job, prompt, verdict, found in zip(
+            jobs, results.prompts, results.verdicts, detections, strict=True
+        )
+    ]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,0 +1,228 @@
+"""All of a run on one page: pictures, training curve, scores, augmentation, recipe and times.
+
+In: a run folder, and the folders of its scores, samples and augmented pictures, each if there. Out: one
+HTML file that needs no other file and no network.
+"""
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kilopix.data.cutmix import SETTINGS
+from kilopix.data.manifest import Row, read_manifest
+from kilopix.errors import UserError
+from kilopix.evaluation.protocol import Card, read_card
+from kilopix.runtime import atomic_path, read_json, say
+
+PER_TASK = 6
+LONGEST_CURVE = 2000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture on the page, as a data URI, with the text beneath it."""
+
+    uri: str
+    text: str
+    right: bool | None = None
+
+
+def run(
+    run_folder: Path,
+    out: Path,
+    scores: Path | None = None,
+    samples: Path | None = None,
+    augmented: Path | None = None,
+    times: Path | None = None,
+) -> None:
+    """Write the page."""
+    header = read_json(run_folder / "recipe.json")
+    log = read_log(run_folder / "log.jsonl")
+    page = _template().render(
+        recipe=json.dumps(header["recipe"], indent=1),
+        settings=_settings(header["recipe"]),
+        curve=curve(log) if len(log) > 1 else "",
+        last=log[-1] if log else None,
+        groups=_sample_groups(samples) if samples else [],
+        card=read_card(scores / "card.json") if scores else None,
+        bars=_bars(read_card(scores / "card.json")) if scores else [],
+        tasks=_judged(scores) if scores else {},
+        pastes=_pastes(augmented) if augmented else [],
+        times=_times(times) if times else [],
+    )
+    with atomic_path(out) as temporary:
+        temporary.write_text(page)
+    say(f"{out}: written.")
+
+
+def _template():
+    from jinja2 import Environment, StrictUndefined
+
+    text = resources.files("kilopix.stages").joinpath("report.html.j2").read_text()
+    environment = Environment(
+        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(text)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a missing log is empty, a broken line is a `UserError`."""
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: a line is not JSON ({error}); train again to mend it.") from None
+
+
+def curve(log: list[dict[str, Any]]) -> str:
+    """The training curve as SVG: loss, its running mean, and the learning rate against images seen."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter
+
+    step = max(1, len(log) // LONGEST_CURVE)
+    images = [line["images"] for line in log][::step]
+    losses = [line["loss"] for line in log][::step]
+    with plt.rc_context({"font.size": 10, "svg.fonttype": "none", "font.family": "sans-serif"}):
+        figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
+        axis.plot(images, losses, color="#4c6ef5", linewidth=1.8)
+        axis.fill_between(images, losses, min(losses), color="#4c6ef5", alpha=0.08)
+        axis.set(xlabel="images seen", ylabel="loss")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _settings(recipe: dict[str, Any]) -> list[tuple[str, str]]:
+    """The settings that a reader asks for first."""
+    model, training, sampling = recipe["model"], recipe["training"], recipe["sampling"]
+    return [
+        ("Network", f"{model['kind']}, {model['depth']} blocks of {model['width']}, patch {model['patch']}"),
+        ("Pictures seen", f"{training['images']:,} in batches of {training['batch_size']}"),
+        ("Optimizer", f"{recipe['optimizer']['kind']}, {recipe['optimizer']['lr']:g}"),
+        (
+            "Captions",
+            f"{recipe['data']['captioner']}, dropped for {recipe['objective']['caption_dropout']:.0%}",
+        ),
+        (
+            "Augmented pictures",
+            f"{recipe['data']['augment']['kind']}, above t = {recipe['objective']['augment_above']} "
+            f"with probability {recipe['objective']['augment_probability']}",
+        ),
+        (
+            "Sampler",
+            f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']['scale']:g}",
+        ),
+    ]
+
+
+def _uri(image: Image.Image, side: int = 128) -> str:
+    if max(image.size) < side:
+        image = image.resize((side, side), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (FileNotFoundError, OSError):
+        raise UserError(f"{path}: missing or damaged; make the pictures again, then the report.") from None
+
+
+def _sample_groups(folder: Path) -> list[tuple[str, list[Figure]]]:
+    """The sampled pictures, by prompt."""
+    groups: dict[str, list[Figure]] = {}
+    for item in read_json(folder / "samples.json")["images"]:
+        picture = Figure(_uri(_open(folder / item["file"]), 160), f"seed {item['seed']}")
+        groups.setdefault(item["prompt"], []).append(picture)
+    return list(groups.items())
+
+
+def _judged(folder: Path) -> dict[str, list[Figure]]:
+    """Pictures of every task, some right and some wrong where there are both, with what was found in them."""
+    lines = [json.loads(line) for line in (folder / "judged.jsonl").read_text().splitlines()]
+    tasks: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        tasks.setdefault(line["tag"], []).append(line)
+    return {
+        tag.replace("_", " "): [
+            Figure(_uri(_open(folder / "tasks" / Path(line["file"]).name)), _found(line), line["correct"])
+            for line in _some_of_both(members)
+        ]
+        for tag, members in tasks.items()
+    }
+
+
+def _some_of_both(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    right = [line for line in lines if line["correct"]]
+    wrong = [line for line in lines if not line["correct"]]
+    shown = right[: max(PER_TASK // 2, PER_TASK - len(wrong))]
+    return shown + wrong[: PER_TASK - len(shown)]
+
+
+def _found(line: dict[str, Any]) -> str:
+    names = [" ".join(filter(None, (d["color"], d["name"]))) for d in line["found"]]
+    return f"{line['prompt']}. Seen: {', '.join(names) or 'nothing'}."
+
+
+def _pastes(manifest_path: Path) -> list[Figure]:
+    """One augmented picture of every setting, with its caption."""
+    manifest = read_manifest(manifest_path)
+    kinds = [row for row in manifest.rows if row.kind == "crop"][:4]
+    chosen: Iterable[Row] = kinds or [
+        row
+        for setting in SETTINGS
+        if (row := next((r for r in manifest.rows if r.setting == setting), None)) is not None
+    ]
+    return [
+        Figure(_uri(_open(manifest.file(row)), 160), f"{row.setting or 'crop'}: {row.caption}")
+        for row in chosen
+    ]
+
+
+def _bars(card: Card) -> list[dict[str, Any]]:
+    """The scores, with the places of value and interval in percent of the bar's width where they have one."""
+    rows = []
+    for score in card.scores:
+        share = not score.unit
+        low = score.value if score.low is None else score.low
+        high = score.value if score.high is None else score.high
+        number = (lambda v: f"{v:.1%}") if share else (lambda v: f"{v:.4f}")
+        rows.append(
+            {
+                "name": score.name,
+                "value": number(score.value),
+                "interval": f"{number(low)} to {number(high)}",
+                "n": score.n,
+                "bar": (100 * score.value, 100 * low, 100 * (high - low)) if share else None,
+                "unit": score.unit,
+            }
+        )
+    return rows
+
+
+def _times(path: Path) -> list[tuple[str, str, float]]:
+    seconds: dict[str, float] = read_json(path)
+    longest = max(seconds.values(), default=1.0)
+    return [(name, _clock(value), 100 * value / longest) for name, value in seconds.items()]
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"

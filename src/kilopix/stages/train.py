@@ -1,0 +1,268 @@
+"""Shards to a run: the training loop.
+
+In: a recipe and shards. Out: a run folder:
+
+    recipe.json        the resolved recipe          log.jsonl          loss, rate, images/s
+    checkpoints/       from which it goes on        codec.safetensors  the patch codec, if one is used
+    model.safetensors  the averaged weights at the end, with the recipe in the header
+
+Every random decision of a step is drawn from (seed, images seen), so a run that was stopped and started
+again is the run that was not.
+"""
+
+import json
+import math
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from torch import nn
+
+from kilopix.data.loader import Batch, SampleOrder, load_batch
+from kilopix.data.shards import CODEC, INDEX, Shards, read_index
+from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
+from kilopix.generator import build_network
+from kilopix.models.dit import DiT, flops_per_image
+from kilopix.recipe import Recipe, check_shards
+from kilopix.runtime import (
+    atomic_path,
+    pick_device,
+    progress_bar,
+    read_json,
+    say,
+    sha256_of_file,
+    torch_generator,
+    write_json,
+)
+from kilopix.training.averages import ExponentialAverage
+from kilopix.training.checkpoint import (
+    Progress,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+from kilopix.training.optim import build_optimizer, lr_factor, set_lr
+from kilopix.types import LatentMoments, UserError
+
+MODEL, LOG, RECIPE, CHECKPOINTS = "model.safetensors", "log.jsonl", "recipe.json", "checkpoints"
+
+
+@dataclass
+class Run:
+    """What a run carries from step to step."""
+
+    network: DiT
+    average: ExponentialAverage
+    optimizer: torch.optim.Optimizer
+    images_seen: int
+    seconds: float
+
+
+def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") -> None:
+    """Train; the same command again goes on from the newest checkpoint, or says that it is done."""
+    shards = Shards(shards_folder)
+    index = shards.index
+    check_shards(recipe, shards_folder, index.text_encoder, index.autoencoder, index.image_size)
+    header = {"recipe": recipe.model_dump(), "shards": sha256_of_file(shards_folder / INDEX)}
+    header |= {"latent_channels": index.latent_shape[0], "text_width": index.text_width}
+    _open_run(out, header)
+    if (out / MODEL).exists():
+        say(f"{out}: already trained on {recipe.training.images:,} images.")
+        return
+    if (shards_folder / CODEC).exists():
+        shutil.copyfile(shards_folder / CODEC, out / CODEC)
+    device = pick_device(device)
+    state = _start(recipe, index.latent_shape[0], index.text_width, device)
+    if newest := newest_checkpoint(out / CHECKPOINTS):
+        progress = load_checkpoint(newest, state.network, state.average.network, state.optimizer)
+        state.images_seen, state.seconds = progress.images_seen, progress.seconds
+        say(f"{out}: going on from {state.images_seen:,} images.")
+    _cut_log(out / LOG, state.images_seen)
+    finished = _train(state, shards, out, recipe, header, device)
+    if finished:
+        save_weights(out / MODEL, state.average.network, {**header, "images_seen": state.images_seen})
+        say(f"{out / MODEL}: trained on {state.images_seen:,} images in {state.seconds / 60:.1f} minutes.")
+    else:
+        say(f"{out}: stopped at {state.images_seen:,} images; the same command goes on from there.")
+
+
+def describe(shards_folder: Path, recipe: Recipe) -> None:
+    """Print the resolved recipe, the network's parameters, and the FLOPs of a picture and of the run."""
+    index = read_index(shards_folder)
+    check_shards(recipe, shards_folder, index.text_encoder, index.autoencoder, index.image_size)
+    network = build_network(recipe, index.latent_shape[0], index.text_width)
+    parameters = sum(p.numel() for p in network.parameters())
+    forward = flops_per_image(recipe.model, index.latent_shape[1], index.latent_shape[0], text_tokens=64)
+    say(json.dumps(recipe.model_dump(mode="json"), indent=1))
+    say(f"parameters: {parameters / 1e6:.2f} million")
+    say(f"FLOPs: {3 * forward / 1e9:.2f} billion a picture trained (64 text tokens)")
+    say(f"run: {3 * forward * recipe.training.images:.2e} FLOPs on {recipe.training.images:,} pictures")
+
+
+def _open_run(out: Path, header: dict[str, object]) -> None:
+    """Record what the run is, or refuse the folder of another run."""
+    record = out / RECIPE
+    if not record.exists():
+        write_json(record, header)
+        return
+    before = read_json(record)
+    if before["recipe"] != header["recipe"]:
+        sections = header["recipe"]
+        assert isinstance(sections, dict)
+        changed = [key for key in sections if before["recipe"].get(key) != sections[key]]
+        raise UserError(
+            f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
+        )
+    if before["shards"] != header["shards"]:
+        raise UserError(f"{out}: this run was begun on other shards; choose another folder for the new run.")
+
+
+def _start(recipe: Recipe, channels: int, text_width: int, device: str) -> Run:
+    network = build_network(recipe, channels, text_width).to(device).train()
+    average = ExponentialAverage(network, recipe.training.average)
+    return Run(network, average, build_optimizer(recipe.optimizer, network), 0, 0.0)
+
+
+def _train(
+    state: Run, shards: Shards, out: Path, recipe: Recipe, header: dict[str, object], device: str
+) -> bool:
+    """The loop; returns whether it came to its end rather than to a signal."""
+    training = recipe.training
+    order = SampleOrder(len(shards), recipe.seed)
+    window = LogWindow(out / LOG, training.log_every, state.images_seen)
+    with stop_on_signal() as stop, progress_bar() as bar:
+        task = bar.add_task("train", total=training.images, completed=state.images_seen, note="")
+        while state.images_seen < training.images and not stop.asked:
+            started = time.perf_counter()
+            before, count = state.images_seen, min(training.batch_size, training.images - state.images_seen)
+            loss, norm, batch = _step(state, shards, order, recipe, count, device)
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise UserError(
+                    f"{out}: loss {loss} and gradient norm {norm} after {before:,} images, on the samples "
+                    f"{', '.join(batch.paths[:4])}, ... The last checkpoint is intact; lower optimizer.lr "
+                    "or training.clip_norm, and go on in a new folder."
+                )
+            state.seconds += time.perf_counter() - started
+            window.add(state, loss, norm, count, time.perf_counter() - started)
+            bar.update(task, completed=state.images_seen, note=window.note)
+            if state.images_seen // training.checkpoint_every > before // training.checkpoint_every:
+                _save(state, out, header, training.keep_checkpoints)
+        if state.images_seen < training.images or training.images % training.checkpoint_every:
+            _save(state, out, header, training.keep_checkpoints)
+    return state.images_seen >= training.images
+
+
+def _step(
+    state: Run, shards: Shards, order: SampleOrder, recipe: Recipe, count: int, device: str
+) -> tuple[float, float, Batch]:
+    """One optimizer step on the next `count` images; returns loss and gradient norm."""
+    objective, training = recipe.objective, recipe.training
+    generator = torch_generator("step", recipe.seed, state.images_seen)
+    decisions = draw(objective, count, generator)
+    batch = load_batch(shards, order, state.images_seen, decisions.augmented.tolist())
+    latents = sample_latents(batch.moments, generator).to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    text = drop_text(batch.text, shards.empty_text, decisions.drop_text).to(device)
+    windows, t = batch.window.to(device), decisions.t.to(device)
+
+    context = state.network.encode_text(text)
+    losses = loss_per_sample(objective, lambda x, t: state.network(x, t, context, windows), latents, noise, t)
+    loss = losses.mean()
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip_norm)
+    set_lr(state.optimizer, lr_factor(training.schedule, state.images_seen + count, training.images))
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.images_seen += count
+    state.average.update(state.network, state.images_seen, count)
+    return loss.item(), norm.item(), batch
+
+
+def sample_latents(moments: LatentMoments, generator: torch.Generator) -> torch.Tensor:
+    """Latents drawn anew from their mean and standard deviation."""
+    return moments.mean + moments.std * torch.randn(moments.mean.shape, generator=generator)
+
+
+def _save(state: Run, out: Path, header: dict[str, object], keep: int) -> None:
+    progress = Progress(state.images_seen, state.seconds)
+    folder = out / CHECKPOINTS
+    save_checkpoint(folder, state.network, state.average.network, state.optimizer, progress, header, keep)
+
+
+class LogWindow:
+    """Means over the last stretch of images, written as one JSON line when the stretch is full."""
+
+    def __init__(self, path: Path, every: int, images_seen: int):
+        self.path = path
+        self.every = every
+        self.begin = images_seen
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.images = 0
+        self.seconds = 0.0
+        self.note = ""
+
+    def add(self, state: Run, loss: float, norm: float, images: int, seconds: float) -> None:
+        """Take in one step."""
+        self.losses.append(loss * images)
+        self.norms.append(norm)
+        self.images += images
+        self.seconds += seconds
+        mean = sum(self.losses) / self.images
+        self.note = f"loss {mean:.4f}  {self.images / self.seconds:.1f} images/s"
+        if state.images_seen - self.begin < self.every:
+            return
+        line = {
+            "images": state.images_seen,
+            "loss": mean,
+            "grad_norm": sum(self.norms) / len(self.norms),
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "images_per_second": self.images / self.seconds,
+            "seconds": state.seconds,
+        }
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.begin, self.images, self.seconds = state.images_seen, 0, 0.0
+        self.losses, self.norms = [], []
+
+
+def _cut_log(path: Path, images_seen: int) -> None:
+    """Drop the lines that were written after the checkpoint from which the run goes on."""
+    if not path.exists():
+        return
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    kept = [line for line in lines if json.loads(line)["images"] <= images_seen]
+    with atomic_path(path) as temporary:
+        temporary.write_text("".join(line + "\n" for line in kept))
+
+
+@dataclass
+class Stop:
+    """Whether the user, or the cluster, asked the run to stop."""
+
+    asked: bool = False
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Stop]:
+    """Inside, an interrupt or SIGTERM lets the step finish; a second interrupt stops at once."""
+    stop = Stop()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if stop.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

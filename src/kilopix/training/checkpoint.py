@@ -1,0 +1,146 @@
+"""Checkpoints: everything from which a run goes on, in safetensors, complete or absent.
+
+In: a network, its average, its optimizer and the number of images seen. Out: one folder per checkpoint,
+named by images seen, written under a temporary name and renamed when its files are on disk. `state.json`
+holds their hashes; the newest checkpoint that verifies is the one that is loaded.
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kilopix.runtime import read_json, sha256_of_file, write_json
+from kilopix.types import UserError
+
+NETWORK, AVERAGE, OPTIMIZER, STATE = (
+    "network.safetensors",
+    "average.safetensors",
+    "optimizer.safetensors",
+    "state.json",
+)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: images seen, and the seconds that training has taken so far."""
+
+    images_seen: int
+    seconds: float
+
+
+def save_weights(path: Path, network: nn.Module, header: dict[str, Any]) -> None:
+    """Write weights with a header of JSON values, whole or not at all."""
+    from safetensors.torch import save_file
+
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    tensors = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
+    try:
+        save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and header of a safetensors file; anything else is a `UserError` that names it."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}).") from None
+    return tensors, {k: json.loads(v) for k, v in metadata.items() if k != "format"}
+
+
+def save_checkpoint(
+    folder: Path,
+    network: nn.Module,
+    average: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    header: dict[str, Any],
+    keep: int,
+) -> Path:
+    """Write a checkpoint below `folder` and delete all but the newest `keep`."""
+    from safetensors.torch import save_file
+
+    final = folder / f"{progress.images_seen:012d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        header = {**header, "images_seen": progress.images_seen}
+        save_weights(temporary / NETWORK, network, header)
+        save_weights(temporary / AVERAGE, average, header)
+        save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
+        hashes = {name: sha256_of_file(temporary / name) for name in (NETWORK, AVERAGE, OPTIMIZER)}
+        state = {"images_seen": progress.images_seen, "seconds": progress.seconds, "files": hashes}
+        write_json(temporary / STATE, state)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    except OSError as error:
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({error}); the last one is kept."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints below a folder, oldest first, whole or not."""
+    return sorted(f for f in folder.glob("[0-9]*") if f.is_dir()) if folder.is_dir() else []
+
+
+def verifies(checkpoint: Path) -> bool:
+    """Whether every file of a checkpoint has the hash that its state names."""
+    if not (checkpoint / STATE).is_file():
+        return False
+    files = read_json(checkpoint / STATE)["files"]
+    return all((checkpoint / n).is_file() and sha256_of_file(checkpoint / n) == h for n, h in files.items())
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that verifies."""
+    return next((c for c in reversed(checkpoints(folder)) if verifies(c)), None)
+
+
+def load_checkpoint(
+    checkpoint: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Put a checkpoint back into a network, its average and its optimizer."""
+    network.load_state_dict(read_weights(checkpoint / NETWORK)[0])
+    average.load_state_dict(read_weights(checkpoint / AVERAGE)[0])
+    tensors, _ = read_weights(checkpoint / OPTIMIZER)
+    for i, parameter in enumerate(_parameters(optimizer)):
+        prefix = f"{i}."
+        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
+    state = read_json(checkpoint / STATE)
+    return Progress(state["images_seen"], state["seconds"])
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor:
+    return value if value.ndim == 0 else value.to(parameter.device)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{i}.{name}": value.detach().contiguous().cpu()
+        for i, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state[parameter].items()
+    }
