@@ -44,7 +44,7 @@ NAMES = [item.name for item in OBJECTS]
 MOST = 4  # objects in a picture
 
 ROUNDS = 30
-PICTURES = 12_000  # per round
+PICTURES = 8_000  # per round
 BATCH = 64
 RATE = 2e-3
 AVERAGE = 0.998
@@ -275,11 +275,7 @@ class Trainer:
         self.net.train()
         total, batches = 0.0, list(_batches(len(pictures.images), generator))
         for number, chosen in enumerate(batches):
-            place = (self.done + number / len(batches)) / self.rounds
-            rate = (
-                RATE * min(1.0, place * self.rounds + 0.02) * (0.5 + 0.5 * math.cos(math.pi * place)) + 1e-6
-            )
-            self.optimizer.param_groups[0]["lr"] = rate
+            self.optimizer.param_groups[0]["lr"] = self._rate(self.done + number / len(batches))
             images, truth = mirrored(pictures.images[chosen].float() / 255, pictures.truth[chosen], generator)
             images = (corrupt(images, generator) * 2 - 1).contiguous(memory_format=torch.channels_last)
             loss = loss_of(self.net(images), truth)
@@ -291,6 +287,11 @@ class Trainer:
             total += loss.item()
         self.done += 1
         return total / len(batches)
+
+    def _rate(self, passed: float) -> float:
+        """Up in the first round, level, and down to nothing in the last 45% of all rounds."""
+        left = (self.rounds - passed) / (0.45 * self.rounds)
+        return RATE * min(1.0, passed + 0.02) * min(1.0, left)
 
     @torch.no_grad()
     def _update_average(self) -> None:

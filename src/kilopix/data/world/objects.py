@@ -81,9 +81,9 @@ def held_out_colors(name: str) -> tuple[str, ...]:
     if not find_object(name).recolorable:
         return ()
     place = recolorable.index(name)
-    # Steps of three pass through all eight, so that each colour is held out about equally often.
-    first = 3 * place % len(HUES)
-    return (HUES[first], HUES[(first + 3) % len(HUES)]) if place % 2 else (HUES[first],)
+    # Every other object has two. The colours are dealt in turn, so that each is held out equally often.
+    dealt = place + place // 2
+    return tuple(HUES[3 * turn % len(HUES)] for turn in range(dealt, dealt + 1 + place % 2))
 
 
 def training_colors(name: str) -> tuple[str | None, ...]:
@@ -135,9 +135,10 @@ def _recolor(pixels: np.ndarray, hue: tuple[int, int], color: str) -> np.ndarray
     return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
 
 
-def _extended(stops: np.ndarray) -> list[float]:
+def _extended(stops: np.ndarray) -> np.ndarray:
     """The three stops with a little beyond either end: darker below, lighter above."""
-    return [0.8 * stops[0], stops[0], stops[1], stops[2], stops[2] + 0.35 * (255 - stops[2])]
+    low, middle, high = stops
+    return np.array([0.8 * low, low, middle, high, high + 0.35 * (255 - high)])
 
 
 def _weight(rgb: np.ndarray, hue: tuple[int, int]) -> np.ndarray:

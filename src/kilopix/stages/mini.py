@@ -1,0 +1,165 @@
+"""Make the embedded world's training set: class folders like ImageNet's, one object in every picture.
+
+In: seeds. Out: `OUT/train/<class>/<id>.jpg` and `OUT/val/...`, each split with a `scenes.jsonl` that says
+what every picture shows, and `OUT/mini.json`, the arguments.
+"""
+
+import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kilopix.runtime import atomic_path, progress_bar, read_json, write_json
+from kilopix.types import UserError
+
+_CHUNK = 128  # pictures that a worker draws at a time
+_QUALITY = 92
+_SMALLEST, _LARGEST = 16, 512
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One picture to draw."""
+
+    name: str
+    split: str
+    file: str
+    image_id: str
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Pictures for one worker."""
+
+    out: Path
+    seed: int
+    size: int
+    pictures: tuple[_Picture, ...]
+
+
+def run(
+    out: Path,
+    images_per_class: int = 400,
+    size: int = 64,
+    seed: int = 0,
+    classes: int = 64,
+    val_per_class: int = 20,
+    workers: int | None = None,
+) -> None:
+    """Draw the pictures of the first `classes` objects; the same command again goes on where it stopped.
+
+    Raises `UserError` for values out of range, and for a folder that other arguments or other files fill.
+    """
+    arguments = {
+        "images_per_class": images_per_class,
+        "size": size,
+        "seed": seed,
+        "classes": classes,
+        "val_per_class": val_per_class,
+    }
+    _check(arguments, workers)
+    if _claim(out, arguments):
+        print(f"{out}: already complete.")
+        return
+    splits = {"train": images_per_class, "val": val_per_class}
+    pictures = {split: _pictures(split, count, classes) for split, count in splits.items()}
+    _draw_all(out, seed, size, [*pictures["train"], *pictures["val"]], workers or os.cpu_count() or 1)
+    for split in splits:
+        _write_scenes(out / split, seed, pictures[split])
+    write_json(out / "mini.json", {"complete": True, **arguments})
+    total = classes * (images_per_class + val_per_class)
+    print(f"{out}: {total} pictures of {classes} classes, {size} x {size} pixels.")
+
+
+def _check(arguments: dict[str, int], workers: int | None) -> None:
+    from kilopix.data.world.objects import OBJECTS
+
+    ranges = {
+        "images_per_class": (1, 99_999),
+        "size": (_SMALLEST, _LARGEST),
+        "classes": (1, len(OBJECTS)),
+        "val_per_class": (1, 99_999),
+    }
+    for key, (low, high) in ranges.items():
+        if not low <= arguments[key] <= high:
+            raise UserError(f"{key}: must be between {low} and {high} (got {arguments[key]}).")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers: must be at least 1 (got {workers}).")
+
+
+def _claim(out: Path, arguments: dict[str, int]) -> bool:
+    """Take the folder for these arguments; true if they are done already."""
+    record = out / "mini.json"
+    if record.exists():
+        found: dict[str, Any] = read_json(record)
+        complete = found.pop("complete", False)
+        if found != arguments:
+            before = ", ".join(f"{key}={value}" for key, value in found.items())
+            raise UserError(f"{out}: holds a set made with {before}; give these again, or another folder.")
+        return bool(complete)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: is not empty and holds no set of this kind; give another folder.")
+    write_json(record, {"complete": False, **arguments})
+    return False
+
+
+def _pictures(split: str, count: int, classes: int) -> list[_Picture]:
+    from kilopix.data.world.objects import OBJECTS
+
+    pictures = []
+    for item in OBJECTS[:classes]:
+        for number in range(count):
+            image_id = f"{item.folder}_{number:05d}"
+            pictures.append(_Picture(item.name, split, f"{item.folder}/{image_id}.jpg", image_id))
+    return pictures
+
+
+def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers: int) -> None:
+    for folder in {(out / picture.split / picture.file).parent for picture in pictures}:
+        folder.mkdir(parents=True, exist_ok=True)
+        for unfinished in folder.glob(".*.tmp"):  # left by a run that was cut off
+            unfinished.unlink()
+    left = [picture for picture in pictures if not (out / picture.split / picture.file).exists()]
+    chunks = [_Chunk(out, seed, size, tuple(left[i : i + _CHUNK])) for i in range(0, len(left), _CHUNK)]
+    with progress_bar() as bar:
+        task = bar.add_task("drawing", total=len(pictures), note="")
+        bar.advance(task, len(pictures) - len(left))
+        if min(workers, len(chunks)) <= 1:
+            for chunk in chunks:
+                bar.advance(task, _draw_chunk(chunk))
+            return
+        # Processes are started afresh: a copy of one that runs threads could hang.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
+            for done in as_completed([pool.submit(_draw_chunk, chunk) for chunk in chunks]):
+                bar.advance(task, done.result())
+
+
+def _draw_chunk(chunk: _Chunk) -> int:
+    """Draw and write the pictures of one chunk; their number."""
+    from PIL import Image
+
+    from kilopix.data.world.render import render
+    from kilopix.data.world.scenes import one_object_scene
+
+    for picture in chunk.pictures:
+        scene = one_object_scene(picture.name, chunk.seed, picture.split, picture.image_id)
+        path = chunk.out / picture.split / picture.file
+        # Renamed when whole, but not flushed one by one: a picture lost in a power cut is drawn again.
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        image = Image.fromarray(render(scene, chunk.size))
+        image.save(temporary, format="JPEG", quality=_QUALITY, subsampling=0)
+        os.replace(temporary, path)
+    return len(chunk.pictures)
+
+
+def _write_scenes(folder: Path, seed: int, pictures: list[_Picture]) -> None:
+    from kilopix.data.world.scenes import one_object_scene, scene_to_json
+
+    with atomic_path(folder / "scenes.jsonl") as temporary, open(temporary, "w") as file:
+        for picture in pictures:
+            scene = one_object_scene(picture.name, seed, picture.split, picture.image_id)
+            file.write(json.dumps(scene_to_json(scene, picture.file)) + "\n")
