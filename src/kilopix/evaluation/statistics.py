@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from kilopix.runtime import seed_from
 from kilopix.types import UserError
 
 _CELLS = 1 << 22  # numbers of resampled weights held at once
@@ -27,7 +28,8 @@ class Interval:
 class Observations:
     """One value a picture, and the numbers of its prompt and of its task; build it with `observe`.
 
-    Its score is the mean over tasks of the mean over the pictures of each task.
+    Its score is the mean over tasks of the mean over the pictures of each task. `keys` holds (prompt, task)
+    by the number of the prompt.
     """
 
     values: Float64[np.ndarray, " n"]
@@ -114,13 +116,13 @@ def _by_prompt(scores: Observations) -> tuple[np.ndarray, np.ndarray]:
 
 def _weights(prompt_tasks: np.ndarray, resamples: int, seed: int) -> Iterator[np.ndarray]:
     """Blocks (resamples, prompts) of how often each prompt is drawn; every task keeps its number."""
-    rng = np.random.default_rng(seed)
+    tasks = [np.flatnonzero(prompt_tasks == task) for task in np.unique(prompt_tasks)]
+    rngs = [np.random.default_rng(seed_from(seed, task)) for task in range(len(tasks))]
     block = max(1, _CELLS // len(prompt_tasks))
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
         weights = np.empty((rows, len(prompt_tasks)))
-        for task in np.unique(prompt_tasks):
-            columns = np.flatnonzero(prompt_tasks == task)
+        for columns, rng in zip(tasks, rngs, strict=True):
             chances = np.full(len(columns), 1 / len(columns))
             weights[:, columns] = rng.multinomial(len(columns), chances, size=rows)
         yield weights
