@@ -84,6 +84,7 @@ def test_reasons_of_count_and_exclusion():
     cups = [at(20.0 * i, 0.0) for i in range(5)]
     assert judge(three, cups[:3]).correct
     assert judge(three, cups[:2]).reason == ("expected cup>=3, found 2",)
+    assert judge(three, cups[:4]).reason == ("expected cup<4, found 4",)
     assert judge(three, cups).reason == ("expected cup<4, found 5",)
 
 
