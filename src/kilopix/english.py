@@ -1,37 +1,66 @@
 """The little English that captions and prompts need: articles and plurals of nouns."""
 
 _SILENT_H = ("hour", "honest", "honor", "honour", "heir")
-_CONSONANT_SOUND = ("uni", "use", "usu", "uke", "euro", "ewe", "one", "once", "uro", "ura", "ute")
+# Vowels that are said as "you" or "w" take "a": a unicycle, a ukulele, a one-way sign.
+_CONSONANT_SOUND = (
+    "uni",
+    "use",
+    "usu",
+    "uku",
+    "uke",
+    "eu",
+    "ewe",
+    "one-",
+    "one ",
+    "once",
+    "uro",
+    "ura",
+    "ute",
+)
 _VOWEL_AFTER_UNI = ("unin", "unim", "unid")  # unintended, unimportant, unidentified: "un-i..."
+_SAID_WITH_VOWEL = ("x-ray", "x ray", "f-", "h-", "l-", "m-", "n-", "r-", "s-", "x-", "suv", "mp3", "rv")
 _IRREGULAR = {
     "mouse": "mice",
     "goose": "geese",
     "leaf": "leaves",
     "knife": "knives",
+    "shelf": "shelves",
+    "wolf": "wolves",
+    "calf": "calves",
+    "loaf": "loaves",
+    "scarf": "scarves",
     "sheep": "sheep",
+    "deer": "deer",
     "fish": "fish",
-    "scissors": "scissors",
-    "jeans": "jeans",
+    "jellyfish": "jellyfish",
+    "starfish": "starfish",
+    "goldfish": "goldfish",
+    "ox": "oxen",
     "broccoli": "broccoli",
     "person": "people",
+    "child": "children",
     "foot": "feet",
     "tooth": "teeth",
+    "tomato": "tomatoes",
+    "potato": "potatoes",
+    "monarch": "monarchs",
 }
-_PLURAL_ONLY = {"scissors", "jeans", "skis", "sunglasses", "binoculars", "trousers"}
+_PLURAL_ONLY = {"scissors", "jeans", "skis", "sunglasses", "binoculars", "trousers", "grapes"}
 
 
 def with_article(noun: str) -> str:
-    """`a fox`, `an umbrella`, `an hourglass`, `a unicycle`; nouns without a singular take `a pair of`."""
+    """`a fox`, `an umbrella`, `an hourglass`, `a unicycle`; nouns without a singular take `a pair of`
+    (`a bunch of grapes`)."""
     lower = noun.lower()
     if lower.split()[-1] in _PLURAL_ONLY:
-        return f"a pair of {noun}"
+        return f"a {'bunch' if lower.endswith('grapes') else 'pair'} of {noun}"
     return f"{indefinite_article(lower)} {noun}"
 
 
 def indefinite_article(phrase: str) -> str:
     """`a` or `an`, by the sound with which a phrase begins."""
     lower = phrase.lower()
-    if lower.startswith(_SILENT_H):
+    if lower.startswith((*_SILENT_H, *_SAID_WITH_VOWEL)):
         return "an"
     if lower.startswith(_CONSONANT_SOUND) and not lower.startswith(_VOWEL_AFTER_UNI):
         return "a"
@@ -45,14 +74,16 @@ def plural(noun: str) -> str:
 
 
 def _plural_word(word: str) -> str:
+    if word in _PLURAL_ONLY:
+        return word
     if word in _IRREGULAR:
         return _IRREGULAR[word]
+    if word.endswith("man") and word not in ("human", "german", "roman"):
+        return word[:-3] + "men"
     if word.endswith(("s", "x", "z", "ch", "sh")):
         return word + "es"
     if word.endswith("y") and word[-2:-1] not in set("aeiou"):
         return word[:-1] + "ies"
-    if word in ("tomato", "potato"):
-        return word + "es"
     return word + "s"
 
 

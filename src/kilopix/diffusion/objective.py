@@ -70,16 +70,15 @@ def draw(config: ObjectiveConfig, batch: int, generator: torch.Generator) -> Dra
 
 def drop_text(text: TextStates, empty: TextStates, dropped: Bool[Tensor, " B"]) -> TextStates:
     """Replace the text of dropped samples by the empty text's states, in new tensors."""
-    length = text.states.shape[1]
-    tokens = min(length, empty.states.shape[1])
-    states = torch.zeros_like(text.states[:1])
-    mask = torch.zeros_like(text.mask[:1])
-    states[:, :tokens] = empty.states[:, :tokens]
-    mask[:, :tokens] = empty.mask[:, :tokens]
-    return TextStates(
-        torch.where(dropped[:, None, None], states, text.states),
-        torch.where(dropped[:, None], mask, text.mask),
-    )
+
+    def padded(x: Tensor, length: int) -> Tensor:
+        missing = length - x.shape[1]
+        return torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1) if missing else x
+
+    length = max(text.states.shape[1], empty.states.shape[1])
+    states = torch.where(dropped[:, None, None], padded(empty.states, length), padded(text.states, length))
+    mask = torch.where(dropped[:, None], padded(empty.mask, length), padded(text.mask, length))
+    return TextStates(states, mask)
 
 
 def loss_per_sample(
