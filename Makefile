@@ -1,0 +1,40 @@
+# `make demo` and `make test` set up all that they need, in .venv.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: help demo test test-slow check fix bench clean
+
+help:  ## Show these targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: $(READY)  ## Draw a small world, train on it, judge the model, open demo/report.html.
+	$(BIN)/kilopix demo demo
+
+test: $(READY)  ## Run the tests.
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## Run the longer trials.
+	$(BIN)/python -m pytest -m slow --timeout 7200
+
+check: $(READY)  ## Lint, types, layers, spelling.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests tools benchmarks docs recipes README.md Makefile
+
+fix: $(READY)  ## Format, and mend what can be mended by itself.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## Measure speed, as ratios within one run.
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## Delete the environment and the demo.
+	rm -rf .venv demo
+
+$(READY): pyproject.toml constraints.txt tools/install.sh
+	sh tools/install.sh "$(PYTHON)" .venv
+	@touch $(READY)

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kilopix.data.sources import BrokenImage, class_folders, class_name_of, open_image, square
+from kilopix.errors import UserError
+
+
+def picture(width: int = 60, height: int = 40) -> Image.Image:
+    """Red on the left, green on the right, a blue square in the top left corner."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2] = (255, 0, 0)
+    pixels[:, width // 2 :] = (0, 255, 0)
+    pixels[: height // 5, : width // 5] = (0, 0, 255)
+    return Image.fromarray(pixels)
+
+
+def near(
+    image: Image.Image, where: tuple[int, int], color: tuple[int, int, int], tolerance: int = 30
+) -> bool:
+    found = np.asarray(image)[where[1], where[0]].astype(int)
+    return bool(np.abs(found - np.array(color)).max() <= tolerance)
+
+
+def test_files_of_all_endings_are_listed_and_side_files_are_not(tmp_path: Path):
+    for name in ("b_fox/1.jpg", "b_fox/sub/2.PNG", "a/notes.txt", "a/.hidden", "scenes.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = [(item.path, item.class_name) for item in class_folders(tmp_path)]
+    assert found == [("a/notes.txt", "a"), ("b_fox/1.jpg", "b fox"), ("b_fox/sub/2.PNG", "b fox")]
+    assert class_name_of("great__white_shark") == "great white shark"
+
+
+def test_a_folder_without_classes_is_a_clear_error(tmp_path: Path):
+    with pytest.raises(UserError, match="no such folder"):
+        class_folders(tmp_path / "none")
+    with pytest.raises(UserError, match="no class folders"):
+        class_folders(tmp_path)
+    (tmp_path / "fox").mkdir()
+    with pytest.raises(UserError, match="are empty"):
+        class_folders(tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp"])
+def test_formats_open_as_rgb(tmp_path: Path, ending: str):
+    picture().save(tmp_path / f"a.{ending}")
+    image = open_image(tmp_path / f"a.{ending}")
+    assert image.mode == "RGB"
+    assert image.size == (60, 40)
+    assert near(image, (45, 20), (0, 255, 0))
+
+
+def test_alpha_palette_grey_cmyk_and_16_bit(tmp_path: Path):
+    clear = picture().convert("RGBA")
+    clear.putalpha(Image.new("L", clear.size, 0))
+    clear.save(tmp_path / "clear.png")
+    assert near(open_image(tmp_path / "clear.png"), (45, 20), (255, 255, 255), 0)
+    picture().quantize(8).save(tmp_path / "palette.png")
+    assert near(open_image(tmp_path / "palette.png"), (45, 20), (0, 255, 0))
+    picture().convert("CMYK").save(tmp_path / "cmyk.jpg")
+    assert near(open_image(tmp_path / "cmyk.jpg"), (45, 20), (0, 255, 0), 60)
+    picture().convert("L").save(tmp_path / "grey.png")
+    assert near(open_image(tmp_path / "grey.png"), (45, 20), (150, 150, 150), 5)
+    Image.fromarray(np.full((9, 9), 32768, np.uint16)).save(tmp_path / "deep.png")
+    assert near(open_image(tmp_path / "deep.png"), (4, 4), (128, 128, 128), 1)
+
+
+def test_exif_rotation_is_applied(tmp_path: Path):
+    exif = Image.Exif()
+    exif[274] = 6  # the camera was turned: show it turned by 90 degrees clockwise
+    picture().save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    image = open_image(tmp_path / "turned.jpg")
+    assert image.size == (40, 60)
+    assert near(image, (20, 10), (255, 0, 0))
+    assert near(image, (38, 2), (0, 0, 255), 60)
+
+
+def test_broken_files_say_why(tmp_path: Path):
+    picture(400, 300).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    broken = {
+        "cut.jpg": whole[: len(whole) // 2],
+        "text.jpg": b"this is no picture",
+        "empty.png": b"",
+    }
+    for name, content in broken.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BrokenImage, match=r"\w"):
+            open_image(tmp_path / name)
+    with pytest.raises(BrokenImage, match="no such file"):
+        open_image(tmp_path / "none.png")
+
+
+def test_the_jpeg_decoder_scales_but_not_below_what_is_asked(tmp_path: Path):
+    picture(1600, 1200).save(tmp_path / "large.jpg")
+    image = open_image(tmp_path / "large.jpg", at_least=128)
+    assert 128 <= min(image.size) < 1200
+
+
+def test_square_takes_the_centre(tmp_path: Path):
+    wide = Image.new("RGB", (300, 100), "black")
+    wide.paste("white", (100, 0, 200, 100))
+    out = np.asarray(square(wide, 50))
+    assert out.shape == (50, 50, 3)
+    assert out[:, 3:-3].min() > 250
+    assert square(Image.new("RGB", (1, 1)), 32).size == (32, 32)
