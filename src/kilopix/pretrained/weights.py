@@ -1,0 +1,101 @@
+"""Where the weights of third-party networks come from.
+
+In: the name of a Hugging Face repository, or a folder. Out: a local folder, its safetensors files, and a
+digest that identifies them. Pickles are never read.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+from kilopix.runtime import read_json, sha256_of_file, sha256_of_text
+from kilopix.types import UserError
+
+_DIGEST_LENGTH = 16
+
+
+def find_model(name: str, revision: str | None, subfolder: str, stem: str) -> Path:
+    """The local folder of a model, downloaded if `name` is no folder; `stem` is the weights' file name.
+
+    Raises `UserError` if there is no such folder or repository, or if it holds no safetensors weights.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _download(name, revision, subfolder)
+    folder = folder / subfolder
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: holds no config.json, so it is not a model's folder.")
+    weight_files(folder, stem)
+    return folder
+
+
+def _download(name: str, revision: str | None, subfolder: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    prefix = f"{subfolder}/" if subfolder else ""
+    try:
+        path = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=[f"{prefix}{ending}" for ending in ("*.json", "*.safetensors", "*.model")],
+            ignore_patterns=["*.fp16.*", "*.non_ema.*"],
+        )
+    except (OSError, HFValidationError) as error:
+        at = f" --revision {revision}" if revision else ""
+        raise UserError(
+            f"model {name!r}: it is no folder here, and the Hugging Face hub gave no copy of it "
+            f"({str(error).splitlines()[0]}). Give the folder that holds it, or run "
+            f"`huggingface-cli download {name}{at}` where there is a network."
+        ) from None
+    return Path(path)
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of a model, one or several shards; raises `UserError` if any is missing."""
+    single = folder / f"{stem}.safetensors"
+    if single.is_file():
+        return [single]
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        raise UserError(
+            f"{folder}: holds no {stem}.safetensors. Only safetensors are read; "
+            "load the model once elsewhere and write it with its save_pretrained."
+        )
+    shards = [folder / shard for shard in sorted(set(read_json(index)["weight_map"].values()))]
+    for shard in shards:
+        if not shard.is_file():
+            raise UserError(f"{shard}: is missing, though {index.name} names it; download the model again.")
+    return shards
+
+
+def weights_digest(folder: Path, stem: str) -> str:
+    """Short identity of a model's weights: the start of the SHA-256 of its file, or of its shards' hashes."""
+    hashes = [file_digest(path) for path in weight_files(folder, stem)]
+    return hashes[0] if len(hashes) == 1 else sha256_of_text(json.dumps(hashes))[:_DIGEST_LENGTH]
+
+
+@cache
+def file_digest(path: Path) -> str:
+    """Short identity of a weights file, the start of its SHA-256; read once in a process."""
+    # The hub's cache names a large file by its SHA-256, which saves reading tens of gigabytes again.
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and len(blob.name) == 64:
+        return blob.name[:_DIGEST_LENGTH]
+    return sha256_of_file(path)[:_DIGEST_LENGTH]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Hide the progress bar that transformers draws while it loads weights, and put it back after."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
