@@ -1,7 +1,7 @@
 """Train the judge of the embedded world, and write the weights that ship with kilopix.
 
 In: nothing but seeds; pictures are drawn in rounds, one round ahead of the training. Out: `judge.safetensors`
-in `src/kilopix/pretrained/assets`. The shipped weights come from (20 minutes on one free core)
+in `src/kilopix/pretrained/assets`. The shipped weights come from (half an hour on one free core)
 
     OMP_NUM_THREADS=1 python tools/train_judge.py --work scratch/judge
 
@@ -42,7 +42,7 @@ THRESHOLD_SEED = 808_080
 NAMES = [item.name for item in OBJECTS]
 MOST = 4  # objects in a picture
 
-ROUNDS, PICTURES, BATCH = 24, 8_000, 64  # pictures per round
+ROUNDS, PICTURES, BATCH = 32, 8_000, 64  # pictures per round
 RATE = 2e-3
 HARDER_FROM = 9  # the round from which pictures of nothing are harder
 
