@@ -135,7 +135,7 @@ class Generator:
     def latents(self, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> Tensor:
         """Sample latents, one per prompt and seed."""
         channels = self.autoencoder.channels
-        side = self.recipe.data.image_size // self.recipe.downsampling
+        side = self.recipe.data.image_size // self.autoencoder.downsampling
         noise = torch.stack(
             [torch.randn(channels, side, side, generator=torch_generator("noise", seed)) for seed in seeds]
         ).to(self.device)

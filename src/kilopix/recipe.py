@@ -134,7 +134,8 @@ def find_recipe(name: str) -> Path:
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """Read, override and check a recipe."""
     path = find_recipe(name)
-    values = merge(read_toml(path), parse_overrides(overrides))
+    # On top of the defaults, so that a table may leave out its `kind`.
+    values = merge(merge(Recipe().model_dump(), read_toml(path)), parse_overrides(overrides))
     return parse(Recipe, values, str(path) + (" with overrides" if overrides else ""))
 
 

@@ -28,7 +28,7 @@ from kilopix.data.shards import (
 from kilopix.data.sources import BrokenImage, open_image, square
 from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
-from kilopix.pretrained.text_encoder import TextEncoder, encode_texts, load_text_encoder
+from kilopix.pretrained.text_encoder import TextEncoder, encode_in_batches, load_text_encoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
     pick_device,
@@ -158,7 +158,7 @@ class EncodePart:
         rows, pictures = load_pictures(
             self.manifest, self.manifest.rows[start : start + ROWS_PER_PART], self.size
         )
-        texts = encode_texts(self.text, [row.caption for row in rows])
+        texts = encode_in_batches(self.text, [row.caption for row in rows])
         moments = [self.autoencoder.encode(batch) for batch in pictures.split(self.batch) if len(batch)]
         side = self.size // self.autoencoder.downsampling
         empty = torch.empty(0, self.autoencoder.channels, side, side)

@@ -7,6 +7,7 @@ HTML file that needs no other file and no network.
 import base64
 import io
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -105,7 +106,7 @@ def curve(log: list[dict[str, Any]]) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         plt.close(figure)
     text = buffer.getvalue()
-    return text[text.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
 def _settings(recipe: dict[str, Any]) -> list[tuple[str, str]]:

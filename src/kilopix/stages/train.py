@@ -70,7 +70,7 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
     shards = Shards(shards_folder)
     index = shards.index
     check_shards(recipe, shards_folder, index.text_encoder, index.autoencoder, index.image_size)
-    header = {"recipe": recipe.model_dump(), "shards": sha256_of_file(shards_folder / INDEX)}
+    header = {"recipe": recipe.model_dump(mode="json"), "shards": sha256_of_file(shards_folder / INDEX)}
     header |= {"latent_channels": index.latent_shape[0], "text_width": index.text_width}
     _open_run(out, header)
     if (out / MODEL).exists():

@@ -1,0 +1,227 @@
+"""The whole flow: from nothing to a report, strangers' photographs to a trained step, and every refusal."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY, Cli
+from kilopix.data.manifest import read_manifest
+from kilopix.data.shards import Shards, verify
+from kilopix.data.sources import open_image
+from kilopix.demo import run as run_demo
+from kilopix.evaluation.protocol import read_card
+from kilopix.generator import Generator
+
+TASKS = ("single object", "two object", "counting", "colors", "position", "color attr")
+
+
+def test_the_demo_makes_everything(tiny_demo: Path):
+    assert {f.name for f in tiny_demo.iterdir()} >= {
+        *("world", "captions.parquet", "held_out.parquet", "augmented", "shards", "run"),
+        *("pictures", "scores", "report.html", "times.json"),
+    }
+    assert len(read_manifest(tiny_demo / "captions.parquet").rows) == 48
+    augmented = read_manifest(tiny_demo / "augmented" / "manifest.parquet")
+    assert len(augmented.rows) == 48
+    classes = {row.path: row.class_name for row in read_manifest(tiny_demo / "captions.parquet").rows}
+    assert all(classes[row.partner] != row.class_name for row in augmented.rows)
+    verify(tiny_demo / "shards")
+    assert Shards(tiny_demo / "shards").index.psnr_db > 15
+
+
+def test_scores_have_intervals_and_protocol(tiny_demo: Path):
+    card = read_card(tiny_demo / "scores" / "card.json")
+    names = [score.name for score in card.scores]
+    assert names[0] == "mean of six tasks"
+    assert all(task in names for task in TASKS)
+    assert "colors, seen pairs" in names
+    assert "colors, unseen pairs" in names
+    assert names[-1] == "KID"
+    assert all(s.low is not None and s.high is not None for s in card.scores)
+    assert all(s.low <= s.value <= s.high for s in card.scores)
+    judged = [json.loads(line) for line in (tiny_demo / "scores" / "judged.jsonl").read_text().splitlines()]
+    assert card.images == len(judged) + 16
+    right = sum(line["correct"] for line in judged if line["tag"] == "single_object")
+    single = next(s for s in card.scores if s.name == "single object")
+    assert single.value == pytest.approx(right / 4)
+
+
+def test_the_report_is_one_page_with_all_parts(tiny_demo: Path):
+    page = (tiny_demo / "report.html").read_text()
+    assert page.count("<img") > 40
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert 'src="data:image/png;base64,' in page
+    for part in (
+        "Scores",
+        "What the judge saw",
+        "Training",
+        "Augmented pictures",
+        "Time of each stage",
+        "<svg",
+    ):
+        assert part in page
+    for setting in ("1/2", "1/4", "1/9", "1/16"):
+        assert f"{setting}:" in page
+
+
+def test_a_second_demo_repeats_nothing(tiny_demo: Path, capsys: pytest.CaptureFixture[str]):
+    def stamps() -> dict[Path, int]:
+        files = (f for f in tiny_demo.rglob("*") if f.is_file())
+        return {f: f.stat().st_mtime_ns for f in files if f.name not in ("times.json", "report.html")}
+
+    before = stamps()
+    assert len(before) > 100
+    run_demo(tiny_demo, "mini", TINY)
+    after = {f: t for f, t in stamps().items() if f.parent.name != "pictures"}
+    assert after == {f: t for f, t in before.items() if f.parent.name != "pictures"}
+    assert capsys.readouterr().out.count("already") >= 6
+
+
+def test_pictures_depend_on_prompt_and_seed_alone(tiny_demo: Path):
+    generator = Generator.from_pretrained(tiny_demo / "run", "cpu")
+    alone = generator("a photo of a car", seeds=[5])[0]
+    among = generator(["a photo of a cat", "a photo of a car"], seeds=[4, 5])[3]
+    difference = np.abs(np.asarray(alone).astype(int) - np.asarray(among).astype(int))
+    assert difference.max() <= 1
+    other = generator("a photo of a car", seeds=[6])[0]
+    assert np.abs(np.asarray(alone).astype(int) - np.asarray(other).astype(int)).max() > 10
+
+
+def strangers_photographs(folder: Path) -> None:
+    """Two classes of pictures as people have them, with two broken files."""
+    rng = np.random.default_rng(0)
+
+    def noise(width: int, height: int, channels: int = 3) -> Image.Image:
+        pixels = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, channels), np.uint8)
+        return Image.fromarray(pixels.squeeze()).resize((width, height), Image.Resampling.BICUBIC)
+
+    exif = Image.Exif()
+    exif[274] = 8
+    for name, picture, options in (
+        ("Great White Shark/large.jpg", noise(2000, 1300), {"quality": 80}),
+        ("Great White Shark/small.png", noise(40, 57), {}),
+        ("Great White Shark/turned.JPG", noise(300, 200), {"exif": exif}),
+        ("umbrella/alpha.png", noise(200, 200, 4), {}),
+        ("umbrella/grey.jpg", noise(120, 90, 1), {}),
+        ("umbrella/plain.jpeg", noise(64, 64), {}),
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        ending = "PNG" if name.endswith("png") else "JPEG"
+        picture.save(folder / name, ending, **options)
+    whole = (folder / "Great White Shark/large.jpg").read_bytes()
+    (folder / "umbrella/cut.jpg").write_bytes(whole[: len(whole) // 3])
+    (folder / "umbrella/notes.png").write_text("no picture")
+
+
+def test_strangers_photographs_go_through(tmp_path: Path, cli: Cli):
+    photos = tmp_path / "photos"
+    strangers_photographs(photos)
+    done = cli("caption", photos, tmp_path / "c.parquet", "--captioner", "aio")
+    assert done.code == 0
+    assert "2 left out" in done.out
+    assert "umbrella/cut.jpg" in done.out
+    assert "umbrella/notes.png: not an image" in done.out
+    rows = read_manifest(tmp_path / "c.parquet").rows
+    assert {r.caption for r in rows} == {"An image of a Great White Shark.", "An image of an umbrella."}
+    assert next(r for r in rows if r.path.endswith("turned.JPG")).width == 200
+    for kind in ("cutmix", "crop"):
+        assert (
+            cli("augment", tmp_path / "c.parquet", tmp_path / kind, "--kind", kind, "--size", "32").code == 0
+        )
+        made = read_manifest(tmp_path / kind / "manifest.parquet")
+        assert len(made.rows) == 6
+        assert {open_image(made.file(row)).size for row in made.rows} == {(32, 32)}
+    shards, run = tmp_path / "shards", tmp_path / "run"
+    assert (
+        cli(
+            *("encode", tmp_path / "c.parquet", shards, "data.image_size=32"),
+            *("--augmented", tmp_path / "cutmix" / "manifest.parquet"),
+        ).code
+        == 0
+    )
+    settings = [s for s in TINY if s.startswith(("model", "training", "data"))]
+    trained = cli("train", shards, run, *settings)
+    assert trained.code == 0, trained.err
+    assert (run / "model.safetensors").exists()
+
+
+def test_a_folder_of_nothing_but_broken_files_fails(tmp_path: Path, cli: Cli):
+    (tmp_path / "photos" / "fox").mkdir(parents=True)
+    (tmp_path / "photos" / "fox" / "a.jpg").write_text("no picture")
+    done = cli("caption", tmp_path / "photos", tmp_path / "c.parquet")
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert "c.failures.jsonl" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("caption", "nowhere", "c.parquet"), "nowhere: no such folder"),
+        (("augment", "nowhere.parquet", "out"), "nowhere.parquet: no such manifest"),
+        (("encode", "nowhere.parquet", "out"), "nowhere.parquet: no such manifest"),
+        (("train", "nowhere", "out"), "nowhere: no index.json"),
+        (("sample", "nowhere", "a fox"), "nowhere: no weights there"),
+        (("evaluate", "nowhere", "v.parquet"), "v.parquet: no such manifest"),
+        (("report", "nowhere", "r.html"), "recipe.json: no such file"),
+        (("train", "nowhere", "out", "-r", "tiny"), "recipe 'tiny': no such file, and none of the recipes"),
+        (("train", "nowhere", "out", "model.widht=3"), "unknown key 'model.widht'; did you mean 'width'?"),
+        (("train", "nowhere", "out", "training.images=many"), "training.images"),
+        (("train", "nowhere", "out", "data.image_size=20"), "must be a multiple of"),
+    ],
+)
+def test_mistakes_are_one_clear_line(tmp_path: Path, monkeypatch, cli: Cli, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = cli(*arguments)
+    assert done.code == 2
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [], "something was written before the mistake was seen"
+
+
+def test_shards_of_another_encoder_are_refused(tiny_demo: Path, tmp_path: Path, cli: Cli):
+    done = cli("train", tiny_demo / "shards", tmp_path / "run", *TINY, "text.max_tokens=32")
+    assert done.code == 2
+    assert "text.max_tokens" in done.err
+    assert not (tmp_path / "run").exists()
+    done = cli("train", tiny_demo / "shards", tmp_path / "run", *TINY, "data.image_size=64")
+    assert "image_size = 32" in done.err
+
+
+def test_a_run_folder_of_another_recipe_is_refused(tiny_demo: Path, cli: Cli):
+    done = cli("train", tiny_demo / "shards", tiny_demo / "run", *TINY, "optimizer.lr=0.5")
+    assert done.code == 2
+    assert "optimizer" in done.err
+
+
+def test_dry_run_prints_and_writes_nothing(tiny_demo: Path, tmp_path: Path, cli: Cli):
+    done = cli("train", tiny_demo / "shards", tmp_path / "run", *TINY, "--dry-run")
+    assert done.code == 0
+    assert '"width": 32' in done.out
+    assert "parameters" in done.out
+    assert "FLOPs" in done.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_prompts_come_from_arguments_file_or_standard_input(
+    tiny_demo: Path, tmp_path: Path, cli: Cli, monkeypatch
+):
+    import io
+
+    (tmp_path / "prompts.txt").write_text("a photo of a cat\n\na photo of a car\n")
+    out = tmp_path / "out"
+    done = cli(
+        *("sample", tiny_demo / "run", "--file", tmp_path / "prompts.txt", "-o", out),
+        *("-n", "2", "--steps", "3", "--guidance", "2", "--sampler", "heun"),
+    )
+    assert done.code == 0, done.err
+    listed = json.loads((out / "samples.json").read_text())
+    assert [i["prompt"] for i in listed["images"]] == ["a photo of a cat"] * 2 + ["a photo of a car"] * 2
+    assert listed["sampling"]["steps"] == 3
+    assert listed["sampling"]["guidance"]["scale"] == 2
+    assert (out / "grid.png").exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "no prompts" in cli("sample", tiny_demo / "run", "-o", tmp_path / "none").err
