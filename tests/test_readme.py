@@ -1,0 +1,78 @@
+"""The commands of the README are run as they stand, in its order."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from conftest import Cli
+from kilopix.cli import app
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def shell_lines() -> list[list[str]]:
+    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_the_walk_through_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cli: Cli):
+    monkeypatch.chdir(tmp_path)
+    commands = [line[1:] for line in shell_lines() if line[0] == "kilopix"]
+    assert len(commands) >= 9
+    for command in commands:
+        done = cli(*command)
+        assert done.code == 0, f"kilopix {' '.join(command)}: {done.err}"
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+    (python,) = blocks("python")
+    values: dict[str, object] = {}
+    exec(python, values)
+    assert getattr(values["image"], "size", None) == (64, 64)
+
+
+def test_the_make_commands_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    asked = {line[1] for line in shell_lines() if line[0] == "make"}
+    assert asked == {"demo", "test"}
+    assert asked | {"check", "fix", "bench", "help", "test-slow"} <= targets
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_command_is_in_the_table_and_has_an_example():
+    commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    table = set(
+        re.findall(r"^\| `kilopix ([a-z]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    )
+    assert table == set(commands)
+    for name, command in commands.items():
+        assert f"kilopix {name}" in command.epilog
+
+
+def test_links_lead_somewhere():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert len(links) >= 2
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_help_answers_in_under_a_second():
+    import subprocess
+    import sys
+    import time
+
+    def once() -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "kilopix.cli", "--help"], check=True, capture_output=True)
+        return time.perf_counter() - started
+
+    assert min(once() for _ in range(3)) < 1
+    loaded = "import sys, kilopix.cli; print('torch' in sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", loaded], check=True, capture_output=True, text=True
+    ).stdout
+    assert printed.strip() == "False"
