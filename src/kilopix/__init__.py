@@ -1,7 +1,7 @@
 """kilopix: text-to-image diffusion training that anyone can afford and repeat.
 
-    from kilopix import Generator
-    image = Generator.from_pretrained("run")("a photo of a fox")[0]
+from kilopix import Generator
+image = Generator.from_pretrained("run")("a photo of a fox")[0]
 """
 
 from typing import TYPE_CHECKING, Any

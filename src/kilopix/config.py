@@ -71,9 +71,11 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        for part in reversed(dotted.strip().split(".")):
-            value = {part: value}
-        out = merge(out, value)
+        *sections, key = dotted.strip().split(".")
+        table: dict[str, Any] = {key: value}
+        for section in reversed(sections):
+            table = {section: table}
+        out = merge(out, table)
     return out
 
 

@@ -30,9 +30,9 @@ SD_DOWNSAMPLING = 8
 class WorldConfig(Config):
     """The embedded world that `kilopix demo` draws and `kilopix evaluate` asks for."""
 
-    classes: int = Field(64, ge=2, le=64)
-    images_per_class: int = Field(400, ge=1)
-    val_per_class: int = Field(20, ge=1)
+    classes: int = Field(default=64, ge=2, le=64)
+    images_per_class: int = Field(default=400, ge=1)
+    val_per_class: int = Field(default=20, ge=1)
 
 
 class AugmentConfig(Config):
@@ -45,7 +45,7 @@ class AugmentConfig(Config):
 class DataConfig(Config):
     """Pictures, captions and augmentation."""
 
-    image_size: int = Field(64, ge=16)
+    image_size: int = Field(default=64, ge=16)
     captioner: Literal["aio", "structured"] = "structured"
     augment: AugmentConfig = AugmentConfig()
 
@@ -53,23 +53,23 @@ class DataConfig(Config):
 class TrainingConfig(Config):
     """Length, batch, and what is kept; the clock is images seen."""
 
-    images: int = Field(100_000, ge=1)
-    batch_size: int = Field(64, ge=1)
-    clip_norm: float = Field(1.0, gt=0)
+    images: int = Field(default=100_000, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    clip_norm: float = Field(default=1.0, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = AverageConfig()
-    checkpoint_every: int = Field(10_000, ge=1, description="images between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1)
-    log_every: int = Field(1_000, ge=1, description="images between lines of the log")
+    checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
+    keep_checkpoints: int = Field(default=2, ge=1)
+    log_every: int = Field(default=1_000, ge=1, description="images between lines of the log")
 
 
 class EvaluationConfig(Config):
     """How many prompts and pictures a score is made of."""
 
-    prompts_per_task: int = Field(64, ge=1)
-    images_per_prompt: int = Field(1, ge=1)
-    fidelity_images: int = Field(512, ge=16)
-    batch_size: int = Field(64, ge=1)
+    prompts_per_task: int = Field(default=64, ge=1)
+    images_per_prompt: int = Field(default=1, ge=1)
+    fidelity_images: int = Field(default=512, ge=16)
+    batch_size: int = Field(default=64, ge=1)
 
 
 class Recipe(Config):

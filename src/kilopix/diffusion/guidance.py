@@ -15,9 +15,9 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 class GuidanceConfig(Config):
     """Scale, and the interval of times in which it acts (Kynkaanniemi et al. 2024); outside it is off."""
 
-    scale: float = Field(4.0, ge=0)
-    start: float = Field(1.0, ge=0, le=1, description="largest t at which guidance acts")
-    stop: float = Field(0.0, ge=0, le=1, description="smallest t at which guidance acts")
+    scale: float = Field(default=4.0, ge=0)
+    start: float = Field(default=1.0, ge=0, le=1, description="largest t at which guidance acts")
+    stop: float = Field(default=0.0, ge=0, le=1, description="smallest t at which guidance acts")
 
 
 def guided(

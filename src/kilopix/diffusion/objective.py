@@ -29,7 +29,7 @@ class LogitNormalTime(Config):
 
     kind: Literal["logit_normal"] = "logit_normal"
     mean: float = 0.0
-    std: float = Field(1.0, gt=0)
+    std: float = Field(default=1.0, gt=0)
 
 
 class ObjectiveConfig(Config):
@@ -38,11 +38,11 @@ class ObjectiveConfig(Config):
     path: PathConfig = StraightPath()
     prediction: Prediction = "velocity"
     time: Annotated[UniformTime | LogitNormalTime, Field(discriminator="kind")] = LogitNormalTime()
-    time_shift: float = Field(1.0, gt=0)
+    time_shift: float = Field(default=1.0, gt=0)
     stratified: bool = True
-    caption_dropout: float = Field(0.1, ge=0, lt=1)
-    augment_above: float = Field(0.4, ge=0, le=1)
-    augment_probability: float = Field(0.5, ge=0, le=1)
+    caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    augment_above: float = Field(default=0.4, ge=0, le=1)
+    augment_probability: float = Field(default=0.5, ge=0, le=1)
 
 
 @dataclass(frozen=True)

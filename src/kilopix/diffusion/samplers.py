@@ -27,8 +27,8 @@ class SamplingConfig(Config):
     """Sampler, number of steps, their spacing, and guidance."""
 
     sampler: SamplerName = "euler"
-    steps: int = Field(25, ge=1, le=1000)
-    shift: float = Field(1.0, gt=0, description="above 1 spends more steps near the noise")
+    steps: int = Field(default=25, ge=1, le=1000)
+    shift: float = Field(default=1.0, gt=0, description="above 1 spends more steps near the noise")
     guidance: GuidanceConfig = GuidanceConfig()
 
 

@@ -35,13 +35,13 @@ class DiTConfig(Config):
     """Shape of a DiT; latent channels and text width come from the encoders."""
 
     kind: Literal["dit"] = "dit"
-    width: int = Field(256, ge=32)
-    depth: int = Field(6, ge=1)
-    heads: int = Field(4, ge=1)
-    patch: int = Field(1, ge=1)
-    mlp_ratio: float = Field(4.0, gt=0)
-    text_layers: int = Field(1, ge=0)
-    registers: int = Field(4, ge=0)
+    width: int = Field(default=256, ge=32)
+    depth: int = Field(default=6, ge=1)
+    heads: int = Field(default=4, ge=1)
+    patch: int = Field(default=1, ge=1)
+    mlp_ratio: float = Field(default=4.0, gt=0)
+    text_layers: int = Field(default=1, ge=0)
+    registers: int = Field(default=4, ge=0)
 
     @model_validator(mode="after")
     def _heads_divide(self):
@@ -115,7 +115,10 @@ class DiT(nn.Module):
         tokens = self.text(text.states, text.mask)
         weights = text.mask.to(tokens.dtype)[:, :, None]
         pooled = self.pooled_text((tokens * weights).sum(1) / weights.sum(1).clamp(min=1))
-        return TextContext([block.text_keys_values(tokens) for block in self.blocks], text.mask, pooled)
+        keys_values: list[tuple[Tensor, Tensor]] = [
+            block.get_submodule("text_keys_values")(tokens) for block in self.blocks
+        ]
+        return TextContext(keys_values, text.mask, pooled)
 
     def forward(
         self,

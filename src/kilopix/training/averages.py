@@ -8,7 +8,7 @@ import copy
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from kilopix.config import Config
 
@@ -16,8 +16,8 @@ from kilopix.config import Config
 class AverageConfig(Config):
     """Half-life in images, at most a share of the images seen so far (EDM2, appendix B: the ramp-up)."""
 
-    half_life_images: float = Field(500_000, gt=0)
-    ramp: float = Field(0.05, gt=0, le=1)
+    half_life_images: float = Field(default=500_000, gt=0)
+    ramp: float = Field(default=0.05, gt=0, le=1)
 
 
 class ExponentialAverage:
@@ -35,7 +35,8 @@ class ExponentialAverage:
     @torch.no_grad()
     def update(self, network: nn.Module, images_seen: int, batch: int) -> None:
         """Take in the weights after a step; `images_seen` counts that step's batch."""
-        averages, weights = list(self.network.parameters()), list(network.parameters())
+        averages: list[Tensor] = list(self.network.parameters())
+        weights: list[Tensor] = list(network.parameters())
         torch._foreach_lerp_(averages, weights, 1 - self.beta(images_seen, batch))
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)

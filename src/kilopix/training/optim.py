@@ -19,18 +19,18 @@ class AdamWConfig(Config):
     """AdamW (Loshchilov and Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0)
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
 
 
 class MuonConfig(Config):
     """Muon for the matrices of the blocks, AdamW for everything else (Jordan et al. 2024)."""
 
     kind: Literal["muon"] = "muon"
-    lr: float = Field(0.02, gt=0)
-    momentum: float = Field(0.95, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
+    lr: float = Field(default=0.02, gt=0)
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    weight_decay: float = Field(default=0.01, ge=0)
     adamw: AdamWConfig = AdamWConfig()
 
 
@@ -40,10 +40,10 @@ OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind"
 class ScheduleConfig(Config):
     """Linear warm-up, then constant, then a decay over the last part, down to `final` of the peak."""
 
-    warmup_images: int = Field(2_000, ge=0)
+    warmup_images: int = Field(default=2_000, ge=0)
     decay: Literal["cosine", "linear", "sqrt"] = "cosine"
-    decay_fraction: float = Field(1.0, ge=0, le=1, description="share of the run that decays")
-    final: float = Field(0.0, ge=0, le=1)
+    decay_fraction: float = Field(default=1.0, ge=0, le=1, description="share of the run that decays")
+    final: float = Field(default=0.0, ge=0, le=1)
 
 
 def lr_factor(config: ScheduleConfig, images_seen: int, images_total: int) -> float:
@@ -134,7 +134,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, params: list[Tensor], lr: float) -> None:
-        grads = [p.grad for p in params]
+        grads = _gradients(params)
         buffers = [self._buffer(p, "momentum") for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
         updates = torch._foreach_lerp(grads, buffers, self.momentum)
@@ -148,7 +148,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step_adam(self, params: list[Tensor], lr: float) -> None:
         beta1, beta2 = self.betas
-        grads = [p.grad for p in params]
+        grads = _gradients(params)
         first = [self._buffer(p, "exp_avg") for p in params]
         second = [self._buffer(p, "exp_avg_sq") for p in params]
         torch._foreach_lerp_(first, grads, 1 - beta1)
@@ -167,6 +167,10 @@ class Muon(torch.optim.Optimizer):
         if name not in state:
             state[name] = torch.zeros_like(parameter)
         return state[name]
+
+
+def _gradients(params: list[Tensor]) -> list[Tensor]:
+    return [p.grad for p in params if p.grad is not None]
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
