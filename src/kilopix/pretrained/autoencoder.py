@@ -71,7 +71,7 @@ class SDAutoencoderConfig(Config):
     decoder_name: str | None = None
     decoder_revision: str | None = None
     decoder_subfolder: str = ""
-    scale: float = Field(0.18215, gt=0)
+    scale: float = Field(default=0.18215, gt=0)
     dtype: Literal["float32", "bfloat16"] = "float32"
 
 

@@ -36,8 +36,8 @@ class PatchCodecConfig(Config):
     """Size of a patch in pixels and number of components kept."""
 
     kind: Literal["patch"] = "patch"
-    patch: int = Field(8, ge=1)
-    channels: int = Field(16, ge=1)
+    patch: int = Field(default=8, ge=1)
+    channels: int = Field(default=16, ge=1)
 
     @model_validator(mode="after")
     def _has_so_many_components(self) -> "PatchCodecConfig":
@@ -144,14 +144,15 @@ class PatchCodec:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
                 config = PatchCodecConfig.model_validate(json.loads(header[_HEADER_KEY]))
-                return PatchCodec(
-                    config,
-                    file.get_tensor("mean"),
-                    file.get_tensor("analysis"),
-                    file.get_tensor("synthesis"),
-                )
+                tensors = {name: file.get_tensor(name) for name in ("mean", "analysis", "synthesis")}
         except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:
             raise UserError(f"{path}: is not a patch codec's file ({str(error).splitlines()[0]}).") from None
+        values, channels = 3 * config.patch**2, config.channels
+        shapes = {"mean": (values,), "analysis": (channels, values), "synthesis": (values, channels, 3, 3)}
+        for name, shape in shapes.items():
+            if tensors[name].shape != shape:
+                raise UserError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}, not {shape}.")
+        return PatchCodec(config, tensors["mean"], tensors["analysis"], tensors["synthesis"])
 
 
 def _check_size(images: Tensor, patch: int) -> None:

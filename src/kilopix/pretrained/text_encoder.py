@@ -56,7 +56,7 @@ class MiniLMConfig(Config):
     """all-MiniLM-L6-v2, a sentence encoder of 23 million weights that is installed with kilopix."""
 
     kind: Literal["minilm"] = "minilm"
-    max_tokens: int = Field(128, ge=2, le=512)
+    max_tokens: int = Field(default=128, ge=2, le=512)
 
 
 class T5Config(Config):
@@ -68,7 +68,7 @@ class T5Config(Config):
     kind: Literal["t5"] = "t5"
     name: str = "google/flan-t5-xl"
     revision: str | None = None
-    max_tokens: int = Field(128, ge=2)
+    max_tokens: int = Field(default=128, ge=2)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -79,8 +79,6 @@ class _HubTextEncoder:
     """A transformers encoder and its tokenizer; any whose output has a `last_hidden_state`."""
 
     def __init__(self, config: MiniLMConfig | T5Config, name: str, folder: Path, model: Any, device: str):
-        from transformers import AutoTokenizer
-
         self.name = name
         self.max_tokens = config.max_tokens
         self.width: int = model.config.hidden_size
@@ -88,10 +86,7 @@ class _HubTextEncoder:
         self._folder = folder
         self._device = device
         self._model = model.to(device).eval().requires_grad_(False)
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise UserError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+        self._tokenizer = _read_tokenizer(folder)
 
     @property
     def fingerprint(self) -> str:
@@ -112,6 +107,18 @@ class _HubTextEncoder:
         # Outside of inference mode, so that autograd accepts the result as an input.
         mask = mask.bool()
         return TextStates(states.float().masked_fill(~mask[..., None], 0.0), mask)
+
+
+def _read_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    # Without either, transformers makes up a tokenizer that knows no word.
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):
+        raise UserError(f"{folder}: holds neither tokenizer.json nor spiece.model; put the tokenizer there.")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def load_text_encoder(config: TextEncoderConfig, device: str = "cpu") -> TextEncoder:
