@@ -4,7 +4,8 @@ import torch
 from kilopix.config import parse
 from kilopix.diffusion.objective import ObjectiveConfig, loss_per_sample
 from kilopix.errors import UserError
-from kilopix.models.dit import DiT, DiTConfig, flops_per_image
+from kilopix.models.dit import DiT, DiTConfig, flops_per_image, token_positions
+from kilopix.models.layers import rotary_2d
 from kilopix.types import TextStates
 
 SMALL = DiTConfig(width=32, depth=2, heads=2, patch=2, text_layers=1, registers=2)
@@ -33,7 +34,7 @@ def test_a_new_network_predicts_zero_and_its_blocks_are_the_identity():
     assert torch.equal(net(x, t, context), torch.zeros_like(x))
     tokens = torch.randn(2, 18, 32)
     modulation = torch.zeros(2, 6, 32)
-    rotary = net._rotary(4, 4, None, x)
+    rotary = rotary_2d(torch.zeros(1, 18, 2), 16)
     assert torch.equal(
         net.blocks[0](tokens, modulation, rotary, context.keys_values[0], context.mask), tokens
     )
@@ -63,6 +64,20 @@ def test_text_time_and_place_matter():
     assert not torch.allclose(base, net(x, t, net.encode_text(text(1)), window), atol=1e-3)
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     assert torch.equal(base, net(x, t, net.encode_text(text(1)), whole))
+
+
+def test_a_window_places_its_tokens_in_the_whole_picture():
+    whole = token_positions(4, 4, torch.tensor([[0.0, 0.0, 1.0, 1.0]]))
+    corner = token_positions(2, 2, torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
+    torch.testing.assert_close(corner[0], whole[0][[10, 11, 14, 15]])
+
+
+def test_the_network_knows_where_a_token_lies():
+    """The same content moved by one patch is answered differently, even in the middle of the picture."""
+    net = network(DiTConfig(width=32, depth=2, heads=2, patch=1, text_layers=0, registers=0))
+    with torch.no_grad():
+        out = net(torch.ones(1, 4, 8, 8), torch.tensor([0.5]), net.encode_text(text(1)))
+    assert out.std(dim=(2, 3)).min() > 1e-3
 
 
 def test_two_networks_of_one_seed_are_equal_and_every_parameter_learns():

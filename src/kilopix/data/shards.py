@@ -44,8 +44,10 @@ class ShardIndex(Config):
     image_size: int
     latent_shape: tuple[int, int, int]
     text_width: int
+    text_encoder_name: str
     text_encoder: dict[str, Any]
     text_fingerprint: str
+    autoencoder_name: str
     autoencoder: dict[str, Any]
     autoencoder_fingerprint: str
     plain: int

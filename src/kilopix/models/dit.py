@@ -1,9 +1,10 @@
 """DiT-I: a text-conditioned diffusion transformer over latent patches.
 
 In: noisy latents `B C H W`, times, and a text context computed once per text. Out: a prediction of the
-latents' shape. Choices: rotary 2-D positions in continuous coordinates, RMSNorm, QK-norm, SwiGLU, one
-shared time modulation with an offset per block, text by cross-attention and (pooled) in the modulation,
-register tokens. Blocks and output start at zero, so that a new network is the identity inside.
+latents' shape. Choices: rotary 2-D positions in continuous coordinates, and where each token lies added to
+it; RMSNorm, QK-norm, SwiGLU; one shared time modulation with an offset per block; text by cross-attention
+and (pooled) in the modulation; register tokens. Blocks and output start at zero, so that a new network is
+the identity inside.
 """
 
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from kilopix.models.layers import (
 from kilopix.types import TextStates
 
 _POSITIONS_PER_SIDE = 16.0
+_POSITION_FREQUENCIES = 4
+_WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class DiTConfig(Config):
@@ -100,6 +103,7 @@ class DiT(nn.Module):
         width = config.width
         values_per_patch = channels * config.patch**2
         self.patch_in = linear(values_per_patch, width, bias=True)
+        self.position_in = linear(4 * _POSITION_FREQUENCIES, width)
         self.registers = nn.Parameter(torch.randn(config.registers, width))
         self.time = TimeEmbedding(width)
         self.text = TextRefiner(text_width, width, config.heads, config.text_layers)
@@ -131,8 +135,12 @@ class DiT(nn.Module):
         patch = self.config.patch
         height, width = x.shape[2] // patch, x.shape[3] // patch
         tokens = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))
+        positions = token_positions(height, width, window if window is not None else x.new_tensor([_WHOLE]))
+        tokens = tokens + self.position_in(fourier_features(positions, _POSITION_FREQUENCIES))
         tokens = torch.cat([self.registers.expand(len(x), -1, -1), tokens], dim=1)
-        rotary = self._rotary(height, width, window, x)
+        # Registers lie at the origin.
+        positions = torch.nn.functional.pad(positions, (0, 0, self.config.registers, 0))
+        rotary = rotary_2d(_POSITIONS_PER_SIDE * positions, self.config.width // self.config.heads)
         condition = torch.nn.functional.silu(self.time(t) + context.pooled)
         modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
         for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
@@ -141,21 +149,26 @@ class DiT(nn.Module):
         out = self.patch_out(self.norm_out(tokens[:, self.config.registers :]) * (1 + scale) + shift)
         return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=patch, q=patch)
 
-    def _rotary(self, height: int, width: int, window: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        if window is None:
-            window = like.new_tensor([[0.0, 0.0, 1.0, 1.0]])
-        x0, y0, x1, y1 = window.unbind(dim=1)
-        steps_y = (torch.arange(height, device=like.device) + 0.5) / height
-        steps_x = (torch.arange(width, device=like.device) + 0.5) / width
-        ys = y0[:, None] + (y1 - y0)[:, None] * steps_y
-        xs = x0[:, None] + (x1 - x0)[:, None] * steps_x
-        grid = torch.stack(
-            [ys[:, :, None].expand(-1, -1, width), xs[:, None, :].expand(-1, height, -1)], dim=-1
-        )
-        positions = _POSITIONS_PER_SIDE * rearrange(grid, "b h w yx -> b (h w) yx")
-        registers = positions.new_zeros(len(positions), self.config.registers, 2)
-        positions = torch.cat([registers, positions], dim=1)
-        return rotary_2d(positions, self.config.width // self.config.heads)
+
+def token_positions(height: int, width: int, window: Float[Tensor, "B 4"]) -> Float[Tensor, "B T 2"]:
+    """Centres (y, x) of a grid of tokens, in fractions of the whole image, of which `window` is seen."""
+    x0, y0, x1, y1 = window.unbind(dim=1)
+    down = (torch.arange(height, device=window.device) + 0.5) / height
+    across = (torch.arange(width, device=window.device) + 0.5) / width
+    ys = y0[:, None] + (y1 - y0)[:, None] * down
+    xs = x0[:, None] + (x1 - x0)[:, None] * across
+    grid = [ys[:, :, None].expand(-1, -1, width), xs[:, None, :].expand(-1, height, -1)]
+    return rearrange(torch.stack(grid, dim=-1), "b h w yx -> b (h w) yx")
+
+
+def fourier_features(positions: Float[Tensor, "B T 2"], frequencies: int) -> Float[Tensor, "B T F"]:
+    """Sines and cosines of each coordinate at 1/2, 1, 2, ... turns per image (Tancik et al. 2020, eq. 5).
+
+    Rotary positions tell two tokens only how they lie to one another; these tell where each one lies.
+    """
+    turns = torch.pi * 2.0 ** torch.arange(frequencies, device=positions.device)
+    angles = rearrange(positions[..., None] * turns, "b t yx f -> b t (yx f)")
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def flops_per_image(config: DiTConfig, latent_side: int, channels: int, text_tokens: int) -> float:

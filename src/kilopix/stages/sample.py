@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kilopix.data.pictures import grid, save_png
+from kilopix.data.sources import open_image
 from kilopix.diffusion.samplers import UNCHANGED, SamplingChanges
 from kilopix.generator import Generator
-from kilopix.runtime import progress_bar, say, write_json
+from kilopix.runtime import progress_bar, read_json, say, write_json
 from kilopix.types import UserError
 
-LIST = "samples.json"
+LIST, GRID = "samples.json", "grid.png"
+BATCH = 32
 
 
 def read_prompts(path: Path | None, text: str = "") -> list[str]:
@@ -36,26 +38,40 @@ def run(
     changes: SamplingChanges = UNCHANGED,
     device: str = "auto",
 ) -> list[Path]:
-    """Make `images_per_prompt` pictures of every prompt, with the seeds seed, seed + 1, ..."""
+    """Make `images_per_prompt` pictures of every prompt, with the seeds seed, seed + 1, ...
+
+    The same call again goes on where it was; another call on the same folder replaces what is there.
+    """
     generator = Generator.from_pretrained(model, device)
     sampling = changes.apply(generator.recipe.sampling)
-    seeds = [seed + i for i in range(images_per_prompt)]
-    with progress_bar() as bar:
-        task = bar.add_task("sample", total=len(prompts) * len(seeds), note="")
-        images = generator(prompts, seeds, sampling, on_image=lambda n: bar.update(task, completed=n))
-    files = [out / f"{i:05d}.png" for i in range(len(images))]
-    for image, file in zip(images, files, strict=True):
-        save_png(image, file)
-    save_png(grid(images, prompts, len(seeds)), out / "grid.png")
-    listed = [
-        {"file": files[i].name, "prompt": prompts[i // len(seeds)], "seed": seeds[i % len(seeds)]}
-        for i in range(len(images))
-    ]
-    how = {
+    jobs = [(prompt, seed + i) for prompt in prompts for i in range(images_per_prompt)]
+    files = [out / f"{i:05d}.png" for i in range(len(jobs))]
+    made = {
         "weights": str(generator.weights),
         "weights_sha256": generator.fingerprint,
-        "sampling": sampling.model_dump(),
+        "sampling": sampling.model_dump(mode="json"),
+        "images": [
+            {"file": file.name, "prompt": prompt, "seed": seed}
+            for file, (prompt, seed) in zip(files, jobs, strict=True)
+        ],
     }
-    write_json(out / LIST, {**how, "images": listed})
-    say(f"{out / 'grid.png'}: {len(images)} pictures.")
+    if not (out / LIST).exists() or read_json(out / LIST) != made:
+        for file in files:  # pictures of another call; this one takes their place
+            file.unlink(missing_ok=True)
+        (out / GRID).unlink(missing_ok=True)
+        write_json(out / LIST, made)
+    elif (out / GRID).exists():
+        say(f"{out / GRID}: already complete, {len(files)} pictures.")
+        return files
+    missing = [i for i, file in enumerate(files) if not file.exists()]
+    with progress_bar() as bar:
+        task = bar.add_task("sample", total=len(files), completed=len(files) - len(missing), note="")
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            images = generator.generate([jobs[i] for i in batch], sampling, BATCH)
+            for i, image in zip(batch, images, strict=True):
+                save_png(image, files[i])
+            bar.advance(task, len(batch))
+    save_png(grid([open_image(file) for file in files], prompts, images_per_prompt), out / GRID)
+    say(f"{out / GRID}: {len(files)} pictures.")
     return files

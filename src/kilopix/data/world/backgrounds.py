@@ -36,7 +36,7 @@ DIRECTIONS = {
     "stripes": ("horizontal", "vertical", "diagonal"),
 }
 KINDS = ("plain", "gradient", "stripes", "dots", "checker", "speckle")
-_KIND_WEIGHTS = (34, 28, 12, 9, 8, 9)
+_KIND_WEIGHTS = (48, 32, 6, 5, 4, 5)
 _STAND_OUT = 78.0  # distance in RGB below which an edge is hard to see
 
 
