@@ -8,19 +8,25 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kilopix.recipe import load_recipe
+from kilopix.data.world.objects import OBJECTS, training_colors
+from kilopix.english import with_article
+from kilopix.recipe import Recipe, load_recipe
 from kilopix.runtime import read_json, say, write_json
 
-PROMPTS = (
-    "a photo of a fox",
-    "a photo of a frog",
-    "a photo of a panda",
-    "a photo of a red car",
-    "a photo of a blue umbrella",
-    "a photo of a green balloon",
-    "a photo of a yellow star on a purple background",
-    "a photo of a pink heart on a white background",
-)
+SHOWN = 12
+BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
+
+
+def prompts_for(recipe: Recipe) -> list[str]:
+    """Prompts for the first objects that a recipe trains on, some with a colour, some with a background."""
+    prompts = []
+    for i, item in enumerate(OBJECTS[: min(SHOWN, recipe.world.classes)]):
+        colors = training_colors(item.name)
+        color = colors[i % len(colors)]
+        thing = with_article(f"{color} {item.name}" if color else item.name)
+        ground = BACKGROUNDS[i % len(BACKGROUNDS)]
+        prompts.append(f"a photo of {thing}" + (f" on a {ground} background" if ground else ""))
+    return prompts
 
 
 def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path:
@@ -61,7 +67,9 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path:
     augmented = out / "augmented" / augment.MANIFEST
     clock.run("encode", lambda: encode.run(out / "captions.parquet", out / "shards", recipe, augmented))
     clock.run("train", lambda: train.run(out / "shards", out / "run", recipe))
-    clock.run("sample", lambda: sample.run(out / "run", PROMPTS, out / "pictures", images_per_prompt=4))
+    clock.run(
+        "sample", lambda: sample.run(out / "run", prompts_for(recipe), out / "pictures", images_per_prompt=4)
+    )
     clock.run("evaluate", lambda: evaluate.run(out / "run", out / "held_out.parquet", out / "scores"))
     page = out / "report.html"
     report.run(out / "run", page, out / "scores", out / "pictures", augmented, out / "times.json")

@@ -9,9 +9,11 @@ from kilopix.data.manifest import Row
 from kilopix.data.parts import write_table
 from kilopix.data.shards import (
     EMPTY_TEXT,
+    SHORT_TEXT,
     Sample,
     ShardIndex,
     Shards,
+    save_short_texts,
     save_text,
     to_shard,
     verify,
@@ -42,7 +44,8 @@ def write_shards(folder: Path) -> tuple[torch.Tensor, list[torch.Tensor]]:
     moments = LatentMoments(latents[:9] + 100, std[:9] * 0)
     write_table(folder / "augmented-00000.arrow", to_shard(crops, moments, texts[:9]))
     save_text(folder / EMPTY_TEXT, TextStates(torch.zeros(1, 2, WIDTH), torch.ones(1, 2, dtype=torch.bool)))
-    names = ["plain-00000.arrow", "plain-00001.arrow", "augmented-00000.arrow", EMPTY_TEXT]
+    save_short_texts(folder / SHORT_TEXT, {"fox": torch.full((3, WIDTH), 9.0)})
+    names = ["plain-00000.arrow", "plain-00001.arrow", "augmented-00000.arrow", EMPTY_TEXT, SHORT_TEXT]
     index = ShardIndex(
         image_size=32,
         latent_shape=(2, 4, 4),
@@ -87,11 +90,22 @@ def test_a_batch_takes_the_augmented_version_only_where_asked(tmp_path: Path):
     shards = Shards(tmp_path)
     order = SampleOrder(COUNT, seed=3)
     wanted = [True, False] * 5
-    batch = load_batch(shards, order, 0, wanted)
+    batch = load_batch(shards, order, 0, wanted, [False] * 10)
     for i, path in enumerate(batch.paths):
         has_one = path != f"fox/{COUNT - 1}.jpg"
         assert path.startswith("crop/") == (wanted[i] and has_one)
         assert (batch.moments.mean[i].mean() > 50) == path.startswith("crop/")
+
+
+def test_short_captions_are_taken_where_asked(tmp_path: Path):
+    write_shards(tmp_path)
+    shards = Shards(tmp_path)
+    short = [i % 3 == 0 for i in range(10)]
+    batch = load_batch(shards, SampleOrder(COUNT, seed=3), 0, [False] * 10, short)
+    plain = load_batch(shards, SampleOrder(COUNT, seed=3), 0, [False] * 10, [False] * 10)
+    assert batch.paths == plain.paths
+    assert ((batch.text.states == 9).any(dim=(1, 2))).tolist() == short
+    torch.testing.assert_close(batch.moments.mean, plain.moments.mean)
 
 
 def test_text_is_padded_and_masked():
@@ -103,7 +117,7 @@ def test_text_is_padded_and_masked():
 
 def _sample(tokens: int, value: float) -> Sample:
     text = np.full((tokens, WIDTH), value, np.float16)
-    return Sample("x", np.zeros((2, 4, 4), np.float16), None, text, (0.0, 0.0, 1.0, 1.0))
+    return Sample("x", "fox", np.zeros((2, 4, 4), np.float16), None, text, (0.0, 0.0, 1.0, 1.0))
 
 
 def test_every_epoch_is_a_permutation_and_order_depends_on_the_number_alone():

@@ -29,6 +29,13 @@ def test_captions_are_dropped_with_their_probability():
     assert abs(decisions.drop_text.float().mean() - 0.1) < 0.01
 
 
+def test_short_captions_are_for_plain_samples():
+    decisions = draw(ObjectiveConfig(time=UniformTime(), short_captions=0.5), 20_000, generator())
+    assert not (decisions.short & decisions.augmented).any()
+    assert abs(decisions.short[~decisions.augmented].float().mean() - 0.5) < 0.02
+    assert not draw(ObjectiveConfig(), 1000, generator()).short.any()
+
+
 def test_a_stratified_draw_has_one_time_in_every_stratum():
     t = draw(ObjectiveConfig(time=UniformTime(), stratified=True), 64, generator()).t
     assert sorted((t * 64).floor().int().tolist()) == list(range(64))

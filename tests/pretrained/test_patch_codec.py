@@ -40,6 +40,19 @@ def test_latents_are_white_on_the_fitting_pictures(codec: PatchCodec, fitting: t
     torch.testing.assert_close(torch.cov(flat, correction=0), torch.eye(12).double(), atol=1e-4, rtol=0)
 
 
+def test_half_whitened_latents_keep_the_root_of_their_deviations(codec: PatchCodec, fitting: torch.Tensor):
+    half = PatchCodec.fit(fitting, PatchCodecConfig(patch=8, channels=12, whitening=0.5))
+    deviations = half.encode(fitting).mean.double().transpose(0, 1).flatten(1).std(1, correction=0)
+    # The rows of the whitening map have the inverse of the components' deviations as norms.
+    components = 1 / codec.analysis.double().norm(dim=1)
+    torch.testing.assert_close(
+        deviations / deviations[0], (components / components[0]).sqrt(), atol=0, rtol=1e-3
+    )
+    torch.testing.assert_close(deviations.square().mean(), torch.tensor(1.0).double(), atol=0, rtol=1e-3)
+    other = _pictures(20, seed=1)
+    assert abs(half.psnr(other) - codec.psnr(other)) < 0.2
+
+
 def test_kept_components_are_those_of_a_singular_value_decomposition(codec: PatchCodec, fitting):
     patches = fitting.double().unfold(2, 8, 8).unfold(3, 8, 8)
     flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)

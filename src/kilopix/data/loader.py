@@ -45,13 +45,18 @@ class SampleOrder:
         return int(self._permutation[place]), epoch
 
 
-def load_batch(shards: Shards, order: SampleOrder, first: int, augmented: Sequence[bool]) -> Batch:
-    """The batch that starts at image number `first`; where `augmented`, the augmented version if any."""
+def load_batch(
+    shards: Shards, order: SampleOrder, first: int, augmented: Sequence[bool], short: Sequence[bool]
+) -> Batch:
+    """The batch that starts at image number `first`.
+
+    Where `augmented`, the augmented version is taken, if there is one; where `short`, the short caption.
+    """
     samples = []
-    for offset, wanted in enumerate(augmented):
+    for offset, (wants_augmented, wants_short) in enumerate(zip(augmented, short, strict=True)):
         i, epoch = order.at(first + offset)
-        version = shards.augmented(i, epoch) if wanted else None
-        samples.append(version or shards.plain(i))
+        sample = (shards.augmented(i, epoch) if wants_augmented else None) or shards.plain(i)
+        samples.append(shards.with_short_caption(sample) if wants_short else sample)
     return collate(samples)
 
 

@@ -5,7 +5,7 @@ with schema, encoders, token limit, image size, counts and SHA-256 of every file
 in half precision: latents as float16, text states as float16.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 CODEC = "codec.safetensors"
 EMPTY_TEXT = "empty_text.safetensors"
+SHORT_TEXT = "short_text.safetensors"
 _COLUMNS = {
     "path": "string: id of the picture",
     "caption": "string",
@@ -110,6 +111,7 @@ class Sample:
     """One row of the shards, not copied: latents `C H W`, text `tokens D`, window of the picture."""
 
     path: str
+    class_name: str
     mean: np.ndarray
     std: np.ndarray | None
     text: np.ndarray
@@ -131,6 +133,7 @@ class Shards:
             if base in position:
                 self._augmented_of.setdefault(position[base], []).append(j)
         self.empty_text = load_text(folder / EMPTY_TEXT)
+        self._short_text = load_short_texts(folder / SHORT_TEXT)
 
     def _open(self, kind: str) -> "pa.Table":
         import pyarrow as pa
@@ -149,6 +152,10 @@ class Shards:
         """The plain picture number i."""
         return self._sample("plain", i)
 
+    def with_short_caption(self, sample: Sample) -> Sample:
+        """The same picture with the text of its class name alone."""
+        return replace(sample, text=self._short_text[sample.class_name])
+
     def augmented(self, i: int, choice: int = 0) -> Sample | None:
         """An augmented version of plain picture i, `choice` taken modulo how many there are."""
         versions = self._augmented_of.get(i)
@@ -164,6 +171,7 @@ class Shards:
         shape = self.index.latent_shape
         return Sample(
             row["path"][0].as_py(),
+            row["class_name"][0].as_py(),
             np.frombuffer(row["mean"][0].as_buffer(), np.float16).reshape(shape),
             np.frombuffer(std, np.float16).reshape(shape) if std.size else None,
             np.frombuffer(row["text"][0].as_buffer(), np.float16).reshape(-1, self.index.text_width),
@@ -187,3 +195,20 @@ def load_text(path: Path) -> TextStates:
 
     tensors = load_file(path)
     return TextStates(tensors["states"], tensors["mask"])
+
+
+def save_short_texts(path: Path, texts: dict[str, torch.Tensor]) -> None:
+    """Keep the states (tokens, width) of every class's short caption in one file."""
+    from safetensors.torch import save_file
+
+    from kilopix.runtime import atomic_path
+
+    with atomic_path(path) as temporary:
+        save_file({name: text.half().cpu().contiguous() for name, text in texts.items()}, temporary)
+
+
+def load_short_texts(path: Path) -> dict[str, np.ndarray]:
+    """Read the file of all short captions, by class name."""
+    from safetensors.numpy import load_file
+
+    return load_file(path)

@@ -33,7 +33,10 @@ class LogitNormalTime(Config):
 
 
 class ObjectiveConfig(Config):
-    """What the network predicts, along which path, and when augmented samples and no text are used."""
+    """What the network predicts, along which path, and which version of a sample and its text is used.
+
+    `short_captions` is the share of plain samples that are shown with their class name alone.
+    """
 
     path: PathConfig = StraightPath()
     prediction: Prediction = "velocity"
@@ -41,16 +44,18 @@ class ObjectiveConfig(Config):
     time_shift: float = Field(default=1.0, gt=0)
     stratified: bool = True
     caption_dropout: float = Field(default=0.1, ge=0, lt=1)
+    short_captions: float = Field(default=0.0, ge=0, le=1)
     augment_above: float = Field(default=0.4, ge=0, le=1)
     augment_probability: float = Field(default=0.5, ge=0, le=1)
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The decisions for a batch: time, whether the augmented version is taken, whether text is dropped."""
+    """The decisions for a batch: times, and of each sample the version, the caption, and if it has one."""
 
     t: Float[Tensor, " B"]
     augmented: Bool[Tensor, " B"]
+    short: Bool[Tensor, " B"]
     drop_text: Bool[Tensor, " B"]
 
 
@@ -65,7 +70,9 @@ def draw(config: ObjectiveConfig, batch: int, generator: torch.Generator) -> Dra
     t = shift_time(u, config.time_shift)
     chosen = torch.rand(batch, generator=generator) < config.augment_probability
     dropped = torch.rand(batch, generator=generator) < config.caption_dropout
-    return Draw(t, chosen & (t > config.augment_above), dropped)
+    short = torch.rand(batch, generator=generator) < config.short_captions
+    augmented = chosen & (t > config.augment_above)
+    return Draw(t, augmented, short & ~augmented, dropped)
 
 
 def drop_text(text: TextStates, empty: TextStates, dropped: Bool[Tensor, " B"]) -> TextStates:

@@ -125,11 +125,14 @@ def load_autoencoder(config: AutoencoderConfig, folder: Path | None, device: str
     codec = PatchCodec.load(folder / CODEC_FILE)
     if codec.config != config:
         raise UserError(
-            f"{folder / CODEC_FILE}: was fitted with patch={codec.config.patch} and "
-            f"channels={codec.config.channels}, but patch={config.patch} and channels={config.channels} "
+            f"{folder / CODEC_FILE}: was fitted with {_values(codec.config)}, but {_values(config)} "
             "are asked for."
         )
     return codec.to(device)
+
+
+def _values(config: PatchCodecConfig) -> str:
+    return f"patch={config.patch}, channels={config.channels}, whitening={config.whitening:g}"
 
 
 def _load_sd(config: SDAutoencoderConfig, device: str) -> Autoencoder:

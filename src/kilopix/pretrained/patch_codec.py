@@ -33,11 +33,17 @@ _RANK_TOLERANCE = 1e-12
 
 
 class PatchCodecConfig(Config):
-    """Size of a patch in pixels and number of components kept."""
+    """Size of a patch in pixels, number of components kept, and how far they are whitened.
+
+    `whitening` 1 gives every channel variance 1; below, a component of standard deviation s keeps
+    s^(1 - whitening) of it, so that noise covers fine detail before it covers the large forms. All latents
+    together have variance 1 whatever it is.
+    """
 
     kind: Literal["patch"] = "patch"
     patch: int = Field(default=8, ge=1)
     channels: int = Field(default=16, ge=1)
+    whitening: float = Field(default=1.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _has_so_many_components(self) -> "PatchCodecConfig":
@@ -82,7 +88,8 @@ class PatchCodec:
 
     @staticmethod
     def fit(images: Float[Tensor, "B 3 H W"], config: PatchCodecConfig) -> "PatchCodec":
-        """Fit to images in [-1, 1]; every latent channel has mean 0 and variance 1 on them.
+        """Fit to images in [-1, 1]; every latent channel has mean 0 on them, and variance 1 where
+        `whitening` is 1.
 
         Raises `UserError` if the images have fewer independent components than `channels`.
         """
@@ -99,8 +106,10 @@ class PatchCodec:
         # An eigenvector's sign is arbitrary: its largest entry is made positive.
         peaks = components.gather(0, components.abs().argmax(0, keepdim=True))
         components = components * peaks.sign()
-        analysis = (components / variances.sqrt()).T
-        own = components * variances.sqrt()
+        scales = variances.sqrt() ** config.whitening
+        scales = scales * (variances / scales.square()).mean().sqrt()
+        analysis = (components / scales).T
+        own = components * scales
         synthesis = _regress_on_neighbours(images, config, mean, analysis, own)
         return PatchCodec(config, mean.float(), analysis.float().contiguous(), synthesis.float().contiguous())
 

@@ -166,7 +166,8 @@ def _step(
     objective, training = recipe.objective, recipe.training
     generator = torch_generator("step", recipe.seed, state.images_seen)
     decisions = draw(objective, count, generator)
-    batch = load_batch(shards, order, state.images_seen, decisions.augmented.tolist())
+    versions = decisions.augmented.tolist(), decisions.short.tolist()
+    batch = load_batch(shards, order, state.images_seen, *versions)
     latents = sample_latents(batch.moments, generator).to(device)
     noise = torch.randn(latents.shape, generator=generator).to(device)
     text = drop_text(batch.text, shards.empty_text, decisions.drop_text).to(device)
