@@ -156,6 +156,8 @@ def sample(
     texts = list(prompts or [])
     if file is not None:
         texts += read_prompts(file)
+    if not texts and sys.stdin.isatty():
+        raise UserError("no prompts: give them as arguments, with --file, or on standard input.")
     if not texts:
         texts = read_prompts(None, sys.stdin.read())
     run(model, texts, out, num_images, seed, SamplingChanges(sampler, steps, guidance), device)

@@ -1,4 +1,4 @@
-"""Where the golden values are: GOLDEN_DIR, else ../shared/golden, else the copies in tests/golden."""
+"""Where the golden values are: GOLDEN_DIR, else ../shared/golden, else the copies in tests/data/golden."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SHIPPED = ROOT / "tests" / "golden"
+SHIPPED = ROOT / "tests" / "data" / "golden"
 
 
 def find_golden_files(pattern: str) -> list[Path]:
@@ -19,7 +19,7 @@ def find_golden_files(pattern: str) -> list[Path]:
     folder = Path(os.environ.get("GOLDEN_DIR", ROOT.parent / "shared" / "golden"))
     if not folder.is_dir():
         if not (SHIPPED / pattern).parent.is_dir():
-            pytest.skip(f"no golden values: {folder} does not exist and tests/golden has no {pattern}")
+            pytest.skip(f"no golden values: {folder} does not exist and tests/data/golden has no {pattern}")
         folder = SHIPPED
     files = sorted(folder.glob(pattern))
     assert files, f"{folder} holds no file {pattern}"

@@ -58,10 +58,15 @@ def open_job(folder: Path, job: dict[str, Any]) -> None:
 
 def check_same_job(before: dict[str, Any], now: dict[str, Any], place: Path) -> None:
     """Refuse to go on with work that was begun with other arguments."""
-    different = [key for key in now if before.get(key) != now[key]]
+    different = [_difference(key, before.get(key), now[key]) for key in now if before.get(key) != now[key]]
     if different:
-        was = ", ".join(f"{key} was {before.get(key)!r} and is now {now[key]!r}" for key in different[:3])
-        raise UserError(f"{place} was made by another job: {was}. Choose another place, or delete it.")
+        what = ", ".join(different[:3])
+        raise UserError(f"{place} was made by another job: {what}. Choose another place, or delete it.")
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    hashes = all(isinstance(value, str) and len(value) == 64 for value in (before, now))
+    return f"{key} has changed since" if hashes else f"{key} was {before!r} and is now {now!r}"
 
 
 def make_parts(parts: Parts, make: MakePart, title: str, rows: int, workers: int | None) -> None:

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Frozen third-party networks behind protocols: text encoders, autoencoders, image features, the judge."""
