@@ -9,11 +9,9 @@ from kilopix.data.manifest import Row
 from kilopix.data.parts import write_table
 from kilopix.data.shards import (
     EMPTY_TEXT,
-    SHORT_TEXT,
     Sample,
     ShardIndex,
     Shards,
-    save_short_texts,
     save_text,
     to_shard,
     verify,
@@ -31,6 +29,7 @@ def write_shards(folder: Path) -> tuple[torch.Tensor, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(COUNT, 2, 4, 4, generator=generator)
     texts = [torch.randn(1 + i % 4, WIDTH, generator=generator) for i in range(COUNT)]
+    short = torch.full((3, WIDTH), 9.0)
     std = torch.zeros_like(latents)
     std[0] = 0.5
     plain = [Row(f"fox/{i}.jpg", "fox", f"Fox {i}.") for i in range(COUNT)]
@@ -40,12 +39,14 @@ def write_shards(folder: Path) -> tuple[torch.Tensor, list[torch.Tensor]]:
     ]
     for i, rows in enumerate((slice(0, 6), slice(6, 10))):
         moments = LatentMoments(latents[rows], std[rows])
-        write_table(folder / f"plain-{i:05d}.arrow", to_shard(plain[rows], moments, texts[rows]))
+        write_table(
+            folder / f"plain-{i:05d}.arrow",
+            to_shard(plain[rows], moments, texts[rows], [short] * len(plain[rows])),
+        )
     moments = LatentMoments(latents[:9] + 100, std[:9] * 0)
-    write_table(folder / "augmented-00000.arrow", to_shard(crops, moments, texts[:9]))
+    write_table(folder / "augmented-00000.arrow", to_shard(crops, moments, texts[:9], texts[:9]))
     save_text(folder / EMPTY_TEXT, TextStates(torch.zeros(1, 2, WIDTH), torch.ones(1, 2, dtype=torch.bool)))
-    save_short_texts(folder / SHORT_TEXT, {"fox": torch.full((3, WIDTH), 9.0)})
-    names = ["plain-00000.arrow", "plain-00001.arrow", "augmented-00000.arrow", EMPTY_TEXT, SHORT_TEXT]
+    names = ["plain-00000.arrow", "plain-00001.arrow", "augmented-00000.arrow", EMPTY_TEXT]
     index = ShardIndex(
         image_size=32,
         latent_shape=(2, 4, 4),
@@ -117,7 +118,7 @@ def test_text_is_padded_and_masked():
 
 def _sample(tokens: int, value: float) -> Sample:
     text = np.full((tokens, WIDTH), value, np.float16)
-    return Sample("x", "fox", np.zeros((2, 4, 4), np.float16), None, text, (0.0, 0.0, 1.0, 1.0))
+    return Sample("x", np.zeros((2, 4, 4), np.float16), None, text, text, (0.0, 0.0, 1.0, 1.0))
 
 
 def test_every_epoch_is_a_permutation_and_order_depends_on_the_number_alone():

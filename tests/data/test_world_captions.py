@@ -5,7 +5,7 @@ import pytest
 
 from kilopix.data.world import phrases
 from kilopix.data.world.backgrounds import COLORS, Background
-from kilopix.data.world.captions import FEWEST_WORDS, MOST_WORDS, structured_caption
+from kilopix.data.world.captions import FEWEST_WORDS, MOST_WORDS, short_caption, structured_caption
 from kilopix.data.world.objects import HUES, OBJECTS
 from kilopix.data.world.scenes import Scene, SceneObject, one_object_scene
 from kilopix.english import indefinite_article
@@ -132,3 +132,23 @@ def _bones(scene, caption):
     ):
         text = text.replace(word, "_")
     return text
+
+
+def test_short_captions_are_short_and_true():
+    texts = set()
+    for i in range(600):
+        item = OBJECTS[i % len(OBJECTS)]
+        scene = one_object_scene(item.name, 0, "train", f"{item.folder}_{i}")
+        text = short_caption(scene, i)
+        assert text == short_caption(scene, i)
+        assert len(text.split()) <= 12
+        assert item.name in text
+        others = [hue for hue in HUES if hue != scene.object.color and hue not in scene.background.colors[0]]
+        ground = (
+            f" on {'an' if scene.background.colors[0][0] in 'aeiou' else 'a'} {scene.background.colors[0]} "
+        )
+        assert (" background" not in text) or ground in text
+        subject = text.split(" on ")[0].replace(item.name, "")
+        assert not any(f" {hue} " in f" {subject} " for hue in others)
+        texts.add(text)
+    assert len(texts) > 300

@@ -5,7 +5,7 @@ run resumes from one number, and only what is used is read.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def load_batch(
     for offset, (wants_augmented, wants_short) in enumerate(zip(augmented, short, strict=True)):
         i, epoch = order.at(first + offset)
         sample = (shards.augmented(i, epoch) if wants_augmented else None) or shards.plain(i)
-        samples.append(shards.with_short_caption(sample) if wants_short else sample)
+        samples.append(replace(sample, text=sample.short_text) if wants_short else sample)
     return collate(samples)
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One picture: `path` is below the manifest's root and is its id.
+    """One picture: `path` is below the manifest's root and is its id, `short` a caption of few words.
 
     kind is plain, cutmix or crop; of the last two, `base` names the plain picture, `setting` and
     `partner` the paste, and `box` (x0, y0, x1, y1 in fractions of the side) where it lies. A row with an
@@ -30,6 +30,7 @@ class Row:
     path: str
     class_name: str
     caption: str = ""
+    short: str = ""
     width: int = 0
     height: int = 0
     kind: str = "plain"

@@ -5,7 +5,7 @@ with schema, encoders, token limit, image size, counts and SHA-256 of every file
 in half precision: latents as float16, text states as float16.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 INDEX = "index.json"
 CODEC = "codec.safetensors"
 EMPTY_TEXT = "empty_text.safetensors"
-SHORT_TEXT = "short_text.safetensors"
 _COLUMNS = {
     "path": "string: id of the picture",
     "caption": "string",
@@ -34,7 +33,8 @@ _COLUMNS = {
     "window": "4 x float32: the part of the whole picture that is shown (x0, y0, x1, y1)",
     "mean": "latent_shape x float16: mean of the latents",
     "std": "latent_shape x float16: their standard deviation; no bytes where it is 0 everywhere",
-    "text": "tokens x text_width x float16: states of the real tokens",
+    "text": "tokens x text_width x float16: states of the caption's real tokens",
+    "short_text": "the same of the short caption",
 }
 
 
@@ -59,8 +59,10 @@ class ShardIndex(Config):
     files: dict[str, str]
 
 
-def to_shard(rows: list[Row], moments: LatentMoments, texts: list[torch.Tensor]) -> "pa.Table":
-    """One Arrow table of rows with their latents and text states (tokens, width)."""
+def to_shard(
+    rows: list[Row], moments: LatentMoments, texts: list[torch.Tensor], short_texts: list[torch.Tensor]
+) -> "pa.Table":
+    """One Arrow table of rows with their latents and the states (tokens, width) of both captions."""
     import pyarrow as pa
 
     means, stds = moments.mean.half().cpu().numpy(), moments.std.half().cpu().numpy()
@@ -75,9 +77,16 @@ def to_shard(rows: list[Row], moments: LatentMoments, texts: list[torch.Tensor])
         "window": pa.array(windows, pa.list_(pa.float32(), 4)),
         "mean": pa.array([m.tobytes() for m in means], pa.large_binary()),
         "std": pa.array([s.tobytes() if s.any() else b"" for s in stds], pa.large_binary()),
-        "text": pa.array([t.half().cpu().numpy().tobytes() for t in texts], pa.large_binary()),
+        "text": _binary(texts),
+        "short_text": _binary(short_texts),
     }
     return pa.table(columns)
+
+
+def _binary(texts: list[torch.Tensor]) -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.array([text.half().cpu().numpy().tobytes() for text in texts], pa.large_binary())
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
@@ -111,10 +120,10 @@ class Sample:
     """One row of the shards, not copied: latents `C H W`, text `tokens D`, window of the picture."""
 
     path: str
-    class_name: str
     mean: np.ndarray
     std: np.ndarray | None
     text: np.ndarray
+    short_text: np.ndarray
     window: tuple[float, float, float, float]
 
 
@@ -133,7 +142,6 @@ class Shards:
             if base in position:
                 self._augmented_of.setdefault(position[base], []).append(j)
         self.empty_text = load_text(folder / EMPTY_TEXT)
-        self._short_text = load_short_texts(folder / SHORT_TEXT)
 
     def _open(self, kind: str) -> "pa.Table":
         import pyarrow as pa
@@ -152,10 +160,6 @@ class Shards:
         """The plain picture number i."""
         return self._sample("plain", i)
 
-    def with_short_caption(self, sample: Sample) -> Sample:
-        """The same picture with the text of its class name alone."""
-        return replace(sample, text=self._short_text[sample.class_name])
-
     def augmented(self, i: int, choice: int = 0) -> Sample | None:
         """An augmented version of plain picture i, `choice` taken modulo how many there are."""
         versions = self._augmented_of.get(i)
@@ -171,10 +175,10 @@ class Shards:
         shape = self.index.latent_shape
         return Sample(
             row["path"][0].as_py(),
-            row["class_name"][0].as_py(),
             np.frombuffer(row["mean"][0].as_buffer(), np.float16).reshape(shape),
             np.frombuffer(std, np.float16).reshape(shape) if std.size else None,
             np.frombuffer(row["text"][0].as_buffer(), np.float16).reshape(-1, self.index.text_width),
+            np.frombuffer(row["short_text"][0].as_buffer(), np.float16).reshape(-1, self.index.text_width),
             tuple(row["window"][0].as_py()),
         )
 
@@ -195,20 +199,3 @@ def load_text(path: Path) -> TextStates:
 
     tensors = load_file(path)
     return TextStates(tensors["states"], tensors["mask"])
-
-
-def save_short_texts(path: Path, texts: dict[str, torch.Tensor]) -> None:
-    """Keep the states (tokens, width) of every class's short caption in one file."""
-    from safetensors.torch import save_file
-
-    from kilopix.runtime import atomic_path
-
-    with atomic_path(path) as temporary:
-        save_file({name: text.half().cpu().contiguous() for name, text in texts.items()}, temporary)
-
-
-def load_short_texts(path: Path) -> dict[str, np.ndarray]:
-    """Read the file of all short captions, by class name."""
-    from safetensors.numpy import load_file
-
-    return load_file(path)

@@ -35,7 +35,7 @@ class LogitNormalTime(Config):
 class ObjectiveConfig(Config):
     """What the network predicts, along which path, and which version of a sample and its text is used.
 
-    `short_captions` is the share of plain samples that are shown with their class name alone.
+    `short_captions` is the share of plain samples that are shown with their short caption.
     """
 
     path: PathConfig = StraightPath()

@@ -12,7 +12,7 @@ from kilopix.data.captions import aio
 from kilopix.data.manifest import Manifest, Row, finished, from_table, to_table, write_manifest
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.sources import BrokenImage, SourceItem, class_folders, open_image
-from kilopix.data.world.captions import structured_caption
+from kilopix.data.world.captions import short_caption, structured_caption
 from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.runtime import remove_folder, report_left_out, say, seed_from, sha256_of_text
 from kilopix.types import UserError
@@ -85,8 +85,10 @@ class CaptionPart:
             return Row(item.path, item.class_name, error=str(error))
         width, height = picture.size
         if self.scenes is None:
-            return Row(item.path, item.class_name, aio(item.class_name), width, height)
+            caption = aio(item.class_name)
+            return Row(item.path, item.class_name, caption, caption, width, height)
         if item.path not in self.scenes:
             return Row(item.path, item.class_name, error="not described in scenes.jsonl")
-        caption = structured_caption(self.scenes[item.path], seed_from(self.seed, item.path))
-        return Row(item.path, item.class_name, caption, width, height)
+        scene, seed = self.scenes[item.path], seed_from(self.seed, item.path)
+        captions = structured_caption(scene, seed), short_caption(scene, seed)
+        return Row(item.path, item.class_name, *captions, width, height)

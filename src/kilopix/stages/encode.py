@@ -13,17 +13,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from kilopix.data.captions import aio
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.parts import JOB, Parts, check_same_job, make_parts, open_job, read_table
 from kilopix.data.shards import (
     CODEC,
     EMPTY_TEXT,
     INDEX,
-    SHORT_TEXT,
     ShardIndex,
     read_index,
-    save_short_texts,
     save_text,
     to_shard,
     write_index,
@@ -78,9 +75,6 @@ def run(
     text = load_text_encoder(recipe.text, torch_device)
     autoencoder = load_autoencoder(recipe.autoencoder, out, torch_device)
     save_text(out / EMPTY_TEXT, text.encode([""]))
-    names = sorted({row.class_name for row in manifests["plain"].rows})
-    short = encode_in_batches(text, [aio(name) for name in names])
-    save_short_texts(out / SHORT_TEXT, dict(zip(names, short, strict=True)))
     left_out: list[tuple[str, str]] = []
     counts = {"plain": 0, "augmented": 0}
     files: dict[str, str] = {}
@@ -92,7 +86,7 @@ def run(
         left_out += missing
     if not counts["plain"]:
         raise UserError(f"{manifest}: none of its pictures could be read below {manifests['plain'].root}.")
-    for name in (CODEC, EMPTY_TEXT, SHORT_TEXT):
+    for name in (CODEC, EMPTY_TEXT):
         if (out / name).exists():
             files[name] = sha256_of_file(out / name)
     index = _index(recipe, text, autoencoder, counts, len(left_out), psnr, files)
@@ -165,12 +159,13 @@ class EncodePart:
             self.manifest, self.manifest.rows[start : start + ROWS_PER_PART], self.size
         )
         texts = encode_in_batches(self.text, [row.caption for row in rows])
+        short_texts = encode_in_batches(self.text, [row.short or row.caption for row in rows])
         moments = [self.autoencoder.encode(batch) for batch in pictures.split(self.batch) if len(batch)]
         side = self.size // self.autoencoder.downsampling
         empty = torch.empty(0, self.autoencoder.channels, side, side)
         mean = torch.cat([m.mean.cpu() for m in moments]) if moments else empty
         std = torch.cat([m.std.cpu() for m in moments]) if moments else empty
-        return to_shard(rows, LatentMoments(mean, std), texts)
+        return to_shard(rows, LatentMoments(mean, std), texts, short_texts)
 
 
 def _count(parts: Parts, manifest: Manifest, files: dict[str, str]) -> tuple[int, list[tuple[str, str]]]:

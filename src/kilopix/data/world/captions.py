@@ -211,3 +211,14 @@ def structured_caption(scene: Scene, seed: int) -> str:
     small = plain and rng.random() < 0.5
     first = sentences[0] + "." if small else sentence(sentences[0])
     return " ".join([first, *map(sentence, sentences[1:])])
+
+
+def short_caption(scene: Scene, seed: int) -> str:
+    """A caption of a few words, as prompts are: the object, often its given colour and a plain background."""
+    rng = random.Random(seed_from("short caption", seed))
+    item, ground = scene.object, scene.background
+    noun = f"{item.color} {item.name}" if item.color and rng.random() < 0.7 else item.name
+    text = f"{rng.choice(_PLAIN[:-1])} {indefinite_article(noun)} {noun}"
+    if ground.kind == "plain" and rng.random() < 0.6:
+        text += f" on {indefinite_article(ground.colors[0])} {ground.colors[0]} background"
+    return sentence(text)
