@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import TINY, Cli
 from kilopix.data.manifest import read_manifest
 from kilopix.data.shards import Shards, verify
 from kilopix.data.sources import open_image
 from kilopix.demo import run as run_demo
 from kilopix.evaluation.protocol import read_card
 from kilopix.generator import Generator
+from tiny import TINY, Cli
 
 TASKS = ("single object", "two object", "counting", "colors", "position", "color attr")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from conftest import Cli
 from kilopix.cli import app
+from tiny import Cli
 
 ROOT = Path(__file__).parents[1]
 

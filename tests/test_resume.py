@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import TINY
 from kilopix.recipe import load_recipe
 from kilopix.stages.train import run
 from kilopix.training.checkpoint import checkpoints, read_weights
+from tiny import TINY
 
 LONG = [*TINY, "training.images=3200", "training.checkpoint_every=64"]
 

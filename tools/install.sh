@@ -13,7 +13,8 @@ venv=$2
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 torch=$(grep '^torch==' constraints.txt)
 
-if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
+installed=$("$venv/bin/python" -c 'from importlib.metadata import version as v; print("torch==" + v("torch").split("+")[0])' 2>/dev/null || true)
+if [ "$installed" != "$torch" ]; then
     if [ "$(uname -s)" = Linux ] && ! { command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; }; then
         pip install -q --no-deps --retries 0 --timeout 10 \
             --index-url https://download.pytorch.org/whl/cpu "$torch" 2>/dev/null ||

@@ -7,12 +7,14 @@ is finished and goes on with the rest.
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from kilopix.data.world.objects import OBJECTS, training_colors
 from kilopix.english import with_article
 from kilopix.recipe import Recipe, load_recipe
 from kilopix.runtime import read_json, say, write_json
 
+Result = TypeVar("Result")
 SHOWN = 12
 BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
 
@@ -29,8 +31,8 @@ def prompts_for(recipe: Recipe) -> list[str]:
     return prompts
 
 
-def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path:
-    """Run the whole flow into `out` and return the report."""
+def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path | None:
+    """Run the whole flow into `out` and return the report; None if training was asked to stop."""
     recipe = load_recipe(recipe_name, overrides)
     from kilopix.stages import augment, caption, encode, evaluate, mini, report, sample, train
 
@@ -66,7 +68,8 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path:
     )
     augmented = out / "augmented" / augment.MANIFEST
     clock.run("encode", lambda: encode.run(out / "captions.parquet", out / "shards", recipe, augmented))
-    clock.run("train", lambda: train.run(out / "shards", out / "run", recipe))
+    if not clock.run("train", lambda: train.run(out / "shards", out / "run", recipe)):
+        return None
     clock.run(
         "sample", lambda: sample.run(out / "run", prompts_for(recipe), out / "pictures", images_per_prompt=4)
     )
@@ -78,19 +81,24 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path:
 
 
 class Clock:
-    """Seconds of every stage, kept in a file; a stage that was interrupted adds up."""
+    """Seconds of every stage, kept in a file; an interrupted stage adds up, a finished one is left."""
 
     def __init__(self, path: Path):
         self.path = path
 
-    def run(self, name: str, stage: Callable[[], object]) -> None:
-        """Run a stage and add its time."""
+    def run(self, name: str, stage: Callable[[], Result]) -> Result:
+        """Run a stage, add its time, and return what it returns."""
         say(f"\n== {name}")
         started = time.perf_counter()
+        finished = False
         try:
-            stage()
+            result = stage()
+            finished = result is not False
+            return result
         finally:
-            seconds = time.perf_counter() - started
             times = read_json(self.path) if self.path.exists() else {}
-            times[name] = times.get(name, 0.0) + seconds
-            write_json(self.path, times)
+            before = times.get(name, {"seconds": 0.0, "finished": False})
+            if not before["finished"]:
+                seconds = before["seconds"] + time.perf_counter() - started
+                times[name] = {"seconds": seconds, "finished": finished}
+                write_json(self.path, times)

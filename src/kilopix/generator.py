@@ -30,7 +30,7 @@ OnImage = Callable[[int], None]
 
 def build_network(recipe: Recipe, channels: int, text_width: int) -> DiT:
     """A new network of a recipe, with weights drawn from its seed."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         return DiT(recipe.model, channels, text_width)
 
@@ -63,6 +63,8 @@ class Generator:
     weights: Path
     images_seen: int
     device: str
+    text_fingerprint: str
+    autoencoder_fingerprint: str
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> "Generator":
@@ -76,18 +78,27 @@ class Generator:
         network.load_state_dict(tensors)
         device = pick_device(device)
         network = network.to(device).eval().requires_grad_(False)
-        return cls(network, recipe, weights, header["images_seen"], device)
+        made_with = header["text_fingerprint"], header["autoencoder_fingerprint"]
+        return cls(network, recipe, weights, header["images_seen"], device, *made_with)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
         """The recipe's text encoder."""
-        return load_text_encoder(self.recipe.text, self.device)
+        encoder = load_text_encoder(self.recipe.text, self.device)
+        self._check("text encoder", encoder.fingerprint, self.text_fingerprint)
+        return encoder
 
     @cached_property
     def autoencoder(self) -> Autoencoder:
         """The recipe's autoencoder; a patch codec lies beside the weights."""
         folder = _find_beside(self.weights, "codec.safetensors")
-        return load_autoencoder(self.recipe.autoencoder, folder, self.device)
+        autoencoder = load_autoencoder(self.recipe.autoencoder, folder, self.device)
+        self._check("autoencoder", autoencoder.fingerprint, self.autoencoder_fingerprint)
+        return autoencoder
+
+    def _check(self, what: str, found: str, made_with: str) -> None:
+        if found != made_with:
+            raise UserError(f"{self.weights}: was trained with {what} {made_with}, but {found} is here.")
 
     @cached_property
     def fingerprint(self) -> str:

@@ -30,7 +30,7 @@ SD_DOWNSAMPLING = 8
 class WorldConfig(Config):
     """The embedded world that `kilopix demo` draws and `kilopix evaluate` asks for."""
 
-    classes: int = Field(default=64, ge=2, le=64)
+    classes: int = Field(default=64, ge=3, le=64)
     images_per_class: int = Field(default=400, ge=1)
     val_per_class: int = Field(default=20, ge=1)
 
@@ -45,7 +45,7 @@ class AugmentConfig(Config):
 class DataConfig(Config):
     """Pictures, captions and augmentation."""
 
-    image_size: int = Field(default=64, ge=16)
+    image_size: int = Field(default=64, ge=24)
     captioner: Literal["aio", "structured"] = "structured"
     augment: AugmentConfig = AugmentConfig()
 
@@ -88,7 +88,12 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
-    def _sizes_fit(self):
+    def _sections_fit(self):
+        if self.objective.prediction == "noise":
+            raise ValueError(
+                "objective.prediction 'noise' says nothing of the data at t = 1 of the straight path; "
+                "choose 'velocity' or 'data'"
+            )
         unit = self.downsampling * self.model.patch
         if self.data.image_size % unit:
             raise ValueError(
@@ -123,7 +128,7 @@ def recipe_names() -> list[str]:
 def find_recipe(name: str) -> Path:
     """The file of a recipe given by path or by name."""
     path = Path(name)
-    if path.suffix == ".toml" or path.exists():
+    if path.suffix == ".toml" or path.is_file():
         return path
     for folder in recipe_folders():
         if (folder / f"{name}.toml").exists():

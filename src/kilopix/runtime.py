@@ -112,18 +112,22 @@ def say(text: str) -> None:
     """Tell the user one line; square brackets and paths are printed as they are."""
     from rich.console import Console
 
-    Console(soft_wrap=True).print(text, markup=False, highlight=False)
+    Console(soft_wrap=True).print(text, markup=False, highlight=False, emoji=False)
 
 
-def report_left_out(failures: list[tuple[str, str]], show: int = 10) -> None:
-    """Name the files that could not be used, count them, and say how many are not shown."""
+def report_left_out(failures: list[tuple[str, str]], path: Path, show: int = 10) -> None:
+    """Name the files that could not be used, and write all of them to `path` as JSON lines."""
+    path.unlink(missing_ok=True)
     if not failures:
         return
+    with atomic_path(path) as temporary:
+        lines = [json.dumps({"file": name, "error": reason}) + "\n" for name, reason in failures]
+        temporary.write_text("".join(lines))
     say(f"{len(failures)} left out:")
     for name, reason in failures[:show]:
         say(f"  {name}: {reason}")
     if len(failures) > show:
-        say(f"  and {len(failures) - show} more; the failures file beside the manifest names all.")
+        say(f"  and {len(failures) - show} more, all in {path}.")
 
 
 def remove_folder(folder: Path) -> None:

@@ -71,7 +71,9 @@ def test_the_newest_that_verifies_is_taken_and_old_ones_go(tmp_path: Path):
     assert newest is not None
     assert int(newest.name) == 200
     (newest / "state.json").unlink()
-    assert newest_checkpoint(tmp_path) is None
+    with pytest.raises(UserError, match="every checkpoint in it is damaged"):
+        newest_checkpoint(tmp_path)
+    assert newest_checkpoint(tmp_path / "none") is None
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last(tmp_path: Path, monkeypatch):

@@ -68,7 +68,7 @@ def test_the_adamw_inside_muon_is_torchs():
     theirs.load_state_dict(ours.state_dict())
     config = MuonConfig(adamw=AdamWConfig(lr=0.01, weight_decay=0.1))
     optimizers = [
-        Muon(config, [], list(ours.parameters())),
+        Muon(config, [], [ours.weight], [ours.bias]),
         build_optimizer(config.adamw, theirs),
     ]
     for optimizer in optimizers:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilopix.runtime import atomic_path
+from kilopix.runtime import atomic_path, report_left_out
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -83,16 +83,10 @@ def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any])
     import pyarrow.parquet as pq
 
     failed = [row for row in rows if row.error]
-    failures = failures_path(path)
-    if failed:
-        with atomic_path(failures) as temporary:
-            lines = [json.dumps({"file": row.path, "error": row.error}) + "\n" for row in failed]
-            temporary.write_text("".join(lines))
-    else:
-        failures.unlink(missing_ok=True)
+    report_left_out([(row.path, row.error) for row in failed], failures_path(path))
     good = [row for row in rows if not row.error]
     if not good:
-        raise UserError(f"{root}: no picture in it could be used; {failures} says why for each.")
+        raise UserError(f"{root}: no picture in it could be used; {failures_path(path)} says why for each.")
     relative = os.path.relpath(root.resolve(), path.resolve().parent)
     metadata = {"root": relative, "job": json.dumps(job), "format": "kilopix manifest 1"}
     table = to_table(good).replace_schema_metadata(metadata)
@@ -112,7 +106,7 @@ def read_manifest(path: Path) -> Manifest:
     import pyarrow.parquet as pq
 
     if not path.is_file():
-        raise UserError(f"{path}: no such manifest; `kilopix caption` and `kilopix augment` write one.")
+        raise UserError(f"{path}: no such manifest file; `kilopix caption` and `kilopix augment` write one.")
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:

@@ -85,9 +85,14 @@ def make_parts(parts: Parts, make: MakePart, title: str, rows: int, workers: int
         with ProcessPoolExecutor(
             workers, mp_context=get_context("spawn"), initializer=_set_make, initargs=(make,)
         ) as pool:
-            for done in as_completed([pool.submit(_make_one, part, parts.path(part)) for part in missing]):
-                done.result()
-                bar.advance(task, rows_per_part)
+            try:
+                for done in as_completed(
+                    [pool.submit(_make_one, part, parts.path(part)) for part in missing]
+                ):
+                    done.result()
+                    bar.advance(task, rows_per_part)
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, begin no other part
 
 
 _make: MakePart | None = None

@@ -133,6 +133,9 @@ class Shards:
     def __init__(self, folder: Path):
         self.folder = folder
         self.index = read_index(folder)
+        missing = [name for name in self.index.files if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"{folder / missing[0]}: missing; encode again into a new folder.")
         self._tables = {"plain": self._open("plain"), "augmented": self._open("augmented")}
         plain_paths = self._tables["plain"].column("path").to_pylist()
         position = {path: i for i, path in enumerate(plain_paths)}
@@ -147,9 +150,6 @@ class Shards:
         import pyarrow as pa
 
         names = sorted(n for n in self.index.files if n.startswith(kind) and n.endswith(".arrow"))
-        missing = [n for n in names if not (self.folder / n).is_file()]
-        if missing:
-            raise UserError(f"{self.folder / missing[0]}: missing; encode again into a new folder.")
         tables = [read_table(self.folder / n) for n in names]
         return pa.concat_tables(tables) if tables else pa.table({})
 
@@ -164,10 +164,6 @@ class Shards:
         """An augmented version of plain picture i, `choice` taken modulo how many there are."""
         versions = self._augmented_of.get(i)
         return self._sample("augmented", versions[choice % len(versions)]) if versions else None
-
-    def column(self, kind: str, name: str) -> list[Any]:
-        """A whole column of the plain or the augmented rows."""
-        return self._tables[kind].column(name).to_pylist()
 
     def _sample(self, kind: str, i: int) -> Sample:
         row = self._tables[kind].slice(i, 1)

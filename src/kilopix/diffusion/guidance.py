@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kilopix.config import Config
@@ -18,6 +18,12 @@ class GuidanceConfig(Config):
     scale: float = Field(default=4.0, ge=0)
     start: float = Field(default=1.0, ge=0, le=1, description="largest t at which guidance acts")
     stop: float = Field(default=0.0, ge=0, le=1, description="smallest t at which guidance acts")
+
+    @model_validator(mode="after")
+    def _start_is_above_stop(self):
+        if self.start < self.stop:
+            raise ValueError(f"start {self.start} is below stop {self.stop}; sampling goes from t = 1 to 0")
+        return self
 
 
 def guided(

@@ -36,7 +36,8 @@ class Score(Config):
 
 
 class Card(Config):
-    """What was measured, how, and the scores; `evaluator_sha256` is the fingerprint of its weights."""
+    """What was measured, how, and the scores; `evaluator_sha256` is the fingerprint of its weights,
+    `reference_sha256` that of the held-out pictures' manifest."""
 
     checkpoint: str
     checkpoint_sha256: str = Field(pattern=_SHA256)
@@ -50,6 +51,7 @@ class Card(Config):
     resolution: int = Field(ge=1)
     images_per_prompt: int = Field(ge=1)
     images: int = Field(ge=1)
+    reference_sha256: str = Field(pattern=_SHA256)
     evaluator: str
     evaluator_sha256: str = Field(pattern=_SHA256)
     kilopix_version: str

@@ -15,7 +15,7 @@ from kilopix.data.cutmix import Paste, SettingChoice, choose_crop, choose_paste,
 from kilopix.data.manifest import Manifest, Row, finished, from_table, read_manifest, to_table, write_manifest
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.sources import BrokenImage, open_image, square
-from kilopix.runtime import remove_folder, report_left_out, say, seed_from, sha256_of_file
+from kilopix.runtime import remove_folder, say, seed_from, sha256_of_file
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ def run(
     failed = write_manifest(out / MANIFEST, out, rows, job)
     remove_folder(out / "parts")
     say(f"{out}: {len(rows) - len(failed)} pictures by {kind}.")
-    report_left_out([(row.path, row.error) for row in failed])
     return Manifest(out.resolve(), [row for row in rows if not row.error], job)
 
 
@@ -90,8 +89,9 @@ class AugmentPart:
 
     def _make(self, row: Row) -> Row:
         rng = random.Random(seed_from(self.kind, self.setting, self.seed, row.path))
-        name = row.path if row.path.endswith(".jpg") else row.path + ".jpg"
-        target = f"{self.kind}/{name}"
+        target = (
+            f"{self.kind}/{row.path}.jpg"  # its own ending stays, since a.png and a.jpg may both be there
+        )
         try:
             picture, made = (self._cutmix if self.kind == "cutmix" else self._crop)(row, target, rng)
         except BrokenImage as error:

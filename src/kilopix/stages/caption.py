@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 from kilopix.data.captions import aio
 from kilopix.data.manifest import Manifest, Row, finished, from_table, to_table, write_manifest
 from kilopix.data.parts import Parts, make_parts, open_job
-from kilopix.data.sources import BrokenImage, SourceItem, class_folders, open_image
+from kilopix.data.sources import BrokenImage, SourceItem, class_folders, loose_images, open_image
 from kilopix.data.world.captions import short_caption, structured_caption
 from kilopix.data.world.scenes import Scene, load_scenes
-from kilopix.runtime import remove_folder, report_left_out, say, seed_from, sha256_of_text
+from kilopix.runtime import remove_folder, say, seed_from, sha256_of_text
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -40,16 +40,16 @@ def run(
     if done := finished(out, job):
         say(f"{out}: already complete, {len(done.rows)} captions.")
         return done
-    folder = out.with_name(out.stem + ".parts")
+    folder = out.with_name(f".{out.stem}.parts")
     open_job(folder, job)
     parts = Parts(folder, -(-len(items) // ROWS_PER_PART))
     make = CaptionPart(images, items, scenes, seed)
     make_parts(parts, make, "caption", len(items), workers)
     rows = [row for table in parts.tables() for row in from_table(table)]
+    rows += [Row(name, "", error="not in a class folder") for name in loose_images(images)]
     failed = write_manifest(out, images, rows, job)
     remove_folder(folder)
     say(f"{out}: {len(rows) - len(failed)} captions by {captioner}.")
-    report_left_out([(row.path, row.error) for row in failed])
     return Manifest(images.resolve(), [row for row in rows if not row.error], job)
 
 
@@ -79,6 +79,10 @@ class CaptionPart:
         return to_table(self._row(item) for item in self.items[start : start + ROWS_PER_PART])
 
     def _row(self, item: SourceItem) -> Row:
+        try:
+            item.path.encode()
+        except UnicodeEncodeError:
+            return Row(ascii(item.path), item.class_name, error="its name is not UTF-8")
         try:
             picture = open_image(self.images / item.path)
         except BrokenImage as error:

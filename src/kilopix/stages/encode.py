@@ -61,6 +61,7 @@ def run(
         "text": recipe.text.model_dump(mode="json"),
         "autoencoder": recipe.autoencoder.model_dump(mode="json"),
         "image_size": recipe.data.image_size,
+        "seed": recipe.seed,
         "manifest": sha256_of_file(manifest),
         "augmented": sha256_of_file(augmented) if augmented else "",
     }
@@ -93,7 +94,7 @@ def run(
     write_index(out, index)
     note = f", PSNR of the codec {psnr:.1f} dB" if psnr else ""
     say(f"{out}: {counts['plain']} + {counts['augmented']} pictures{note}.")
-    report_left_out(left_out)
+    report_left_out(left_out, out / "failures.jsonl")
     return index
 
 

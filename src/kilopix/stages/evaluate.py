@@ -28,11 +28,12 @@ from kilopix.generator import Generator
 from kilopix.pretrained.judge import load_judge
 from kilopix.pretrained.vision import load_efficientnet_lite0
 from kilopix.recipe import Recipe
-from kilopix.runtime import atomic_path, progress_bar, report_left_out, say, sha256_of_text
+from kilopix.runtime import atomic_path, progress_bar, report_left_out, say, sha256_of_file, sha256_of_text
 from kilopix.types import Detection, UserError
 
 CARD = "card.json"
 JUDGED = "judged.jsonl"
+FEWEST_HELD_OUT = 8
 # The judge reports only what passes its own threshold, so none of GenEval's two is applied again.
 JUDGE_OPTIONS = GenevalOptions(threshold=0.0, counting_threshold=0.0)
 
@@ -62,10 +63,14 @@ def run(
     prompts = task_prompts(recipe)
     rows = _spread(reference.rows, recipe.evaluation.fidelity_images)
     prompts_sha256 = sha256_of_text(prompts_to_text(prompts) + "\n".join(row.caption for row in rows))
+    judge, features = load_judge(generator.device), load_efficientnet_lite0(generator.device)
+    evaluator_sha256 = sha256_of_text(judge.fingerprint + features.fingerprint)
     protocol = {
         "stage": "evaluate",
         "weights": generator.fingerprint,
         "prompts": prompts_sha256,
+        "held_out": sha256_of_file(held_out),
+        "evaluator": evaluator_sha256,
         "seed": seed,
         "sampling": sampling.model_dump(mode="json"),
         "images_per_prompt": recipe.evaluation.images_per_prompt,
@@ -75,18 +80,17 @@ def run(
         card = read_card(out / CARD)
         say(f"{out / CARD}: already complete.")
         return card
+    real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
+    report_left_out(left_out, out / "failures.jsonl")
     repeats = recipe.evaluation.images_per_prompt
     asked = [prompt for prompt in prompts for _ in range(repeats)]
     judged_jobs = _jobs(out / "tasks", [prompt.text for prompt in asked], seed)
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
     _make_pictures(generator, judged_jobs + fidelity_jobs, sampling)
-    judge, features = load_judge(generator.device), load_efficientnet_lite0(generator.device)
     say("looking at the pictures ...")
     detections = judge.detect(_read([job.file for job in judged_jobs]))
     results = score_images(asked, detections, JUDGE_OPTIONS)
     _write_judged(out / JUDGED, judged_jobs, results, detections)
-    real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
-    report_left_out(left_out)
     fake = _read([job.file for job in fidelity_jobs])
     kernel = kernel_distance_interval(features.features(real), features.features(fake))
     kid = Score(
@@ -105,7 +109,8 @@ def run(
         images_per_prompt=repeats,
         images=len(judged_jobs) + len(fidelity_jobs),
         evaluator=f"judge of the embedded world, {features.name}",
-        evaluator_sha256=sha256_of_text(judge.fingerprint + features.fingerprint),
+        evaluator_sha256=evaluator_sha256,
+        reference_sha256=sha256_of_file(held_out),
         kilopix_version=version("kilopix"),
         scores=(*_task_scores(results), kid),
     )
@@ -164,8 +169,10 @@ def _read_real(root: Path, rows: list[Row], size: int) -> tuple[torch.Tensor, li
             arrays.append(np.asarray(square(open_image(root / row.path, size), size)))
         except BrokenImage as error:
             left_out.append((row.path, str(error)))
-    if len(arrays) < 2:
-        raise UserError(f"{root}: fewer than two of the held-out pictures can be read.")
+    if len(arrays) < FEWEST_HELD_OUT:
+        raise UserError(
+            f"{root}: {len(arrays)} held-out pictures can be read, and the distance needs {FEWEST_HELD_OUT}."
+        )
     return _stack(arrays), left_out
 
 

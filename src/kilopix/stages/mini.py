@@ -134,8 +134,11 @@ def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers
         # Processes are started afresh: a copy of one that runs threads could hang.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
-            for done in as_completed([pool.submit(_draw_chunk, chunk) for chunk in chunks]):
-                bar.advance(task, done.result())
+            try:
+                for done in as_completed([pool.submit(_draw_chunk, chunk) for chunk in chunks]):
+                    bar.advance(task, done.result())
+            finally:
+                pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, begin no other chunk
 
 
 def _draw_chunk(chunk: _Chunk) -> int:

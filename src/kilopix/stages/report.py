@@ -48,7 +48,7 @@ def run(
     log = read_log(run_folder / "log.jsonl")
     page = _template().render(
         recipe=json.dumps(header["recipe"], indent=1),
-        settings=_settings(header["recipe"]),
+        settings=_settings(header["recipe"], log[-1]["images"] if log else 0),
         curve=curve(log) if len(log) > 1 else "",
         last=log[-1] if log else None,
         groups=_sample_groups(samples) if samples else [],
@@ -109,12 +109,12 @@ def curve(log: list[dict[str, Any]]) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
-def _settings(recipe: dict[str, Any]) -> list[tuple[str, str]]:
+def _settings(recipe: dict[str, Any], seen: int) -> list[tuple[str, str]]:
     """The settings that a reader asks for first."""
     model, training, sampling = recipe["model"], recipe["training"], recipe["sampling"]
     return [
         ("Network", f"{model['kind']}, {model['depth']} blocks of {model['width']}, patch {model['patch']}"),
-        ("Pictures seen", f"{training['images']:,} in batches of {training['batch_size']}"),
+        ("Pictures seen", f"{seen:,} in batches of {training['batch_size']}"),
         ("Optimizer", f"{recipe['optimizer']['kind']}, {recipe['optimizer']['lr']:g}"),
         (
             "Captions",
@@ -220,7 +220,7 @@ def _bars(card: Card) -> list[dict[str, Any]]:
 
 
 def _times(path: Path) -> list[tuple[str, str, float]]:
-    seconds: dict[str, float] = read_json(path)
+    seconds = {name: float(stage["seconds"]) for name, stage in read_json(path).items()}
     longest = max(seconds.values(), default=1.0)
     return [(name, _clock(value), 100 * value / longest) for name, value in seconds.items()]
 

@@ -22,7 +22,10 @@ def read_prompts(path: Path | None, text: str = "") -> list[str]:
     if path is not None:
         if not path.is_file():
             raise UserError(f"{path}: no such file of prompts.")
-        text = path.read_text()
+        try:
+            text = path.read_text()
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: not a text file of prompts.") from None
     prompts = [line.strip() for line in text.splitlines() if line.strip()]
     if not prompts:
         raise UserError(f"{path or 'standard input'}: no prompts in it; write one a line.")
@@ -55,9 +58,13 @@ def run(
             for file, (prompt, seed) in zip(files, jobs, strict=True)
         ],
     }
-    if not (out / LIST).exists() or read_json(out / LIST) != made:
-        for file in files:  # pictures of another call; this one takes their place
-            file.unlink(missing_ok=True)
+    if not (out / LIST).exists():
+        if out.is_dir() and any(out.iterdir()):
+            raise UserError(f"{out}: not empty, and not made by this command; choose another folder.")
+        write_json(out / LIST, made)
+    elif (before := read_json(out / LIST)) != made:
+        for image in before["images"]:  # pictures of another call; this one takes their place
+            (out / image["file"]).unlink(missing_ok=True)
         (out / GRID).unlink(missing_ok=True)
         write_json(out / LIST, made)
     elif (out / GRID).exists():

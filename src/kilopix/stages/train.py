@@ -65,19 +65,30 @@ class Run:
     seconds: float
 
 
-def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") -> None:
-    """Train; the same command again goes on from the newest checkpoint, or says that it is done."""
+def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") -> bool:
+    """Train; the same command again goes on from the newest checkpoint, or says that it is done.
+
+    Returns whether training is finished; False after a signal that asked it to stop.
+    """
+    if shards_folder.resolve() == out.resolve():
+        raise UserError(f"{out}: holds the shards; choose another folder for the run.")
     shards = Shards(shards_folder)
     index = shards.index
     check_shards(recipe, shards_folder, index.text_encoder, index.autoencoder, index.image_size)
     header = {"recipe": recipe.model_dump(mode="json"), "shards": sha256_of_file(shards_folder / INDEX)}
-    header |= {"latent_channels": index.latent_shape[0], "text_width": index.text_width}
+    header |= {
+        "latent_channels": index.latent_shape[0],
+        "text_width": index.text_width,
+        "text_fingerprint": index.text_fingerprint,
+        "autoencoder_fingerprint": index.autoencoder_fingerprint,
+    }
     _open_run(out, header)
     if (out / MODEL).exists():
         say(f"{out}: already trained on {recipe.training.images:,} images.")
-        return
+        return True
     if (shards_folder / CODEC).exists():
-        shutil.copyfile(shards_folder / CODEC, out / CODEC)
+        with atomic_path(out / CODEC) as temporary:
+            shutil.copyfile(shards_folder / CODEC, temporary)
     device = pick_device(device)
     state = _start(recipe, index.latent_shape[0], index.text_width, device)
     if newest := newest_checkpoint(out / CHECKPOINTS):
@@ -91,6 +102,7 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
         say(f"{out / MODEL}: trained on {state.images_seen:,} images in {state.seconds / 60:.1f} minutes.")
     else:
         say(f"{out}: stopped at {state.images_seen:,} images; the same command goes on from there.")
+    return finished
 
 
 def describe(shards_folder: Path, recipe: Recipe) -> None:
@@ -136,7 +148,7 @@ def _train(
     """The loop; returns whether it came to its end rather than to a signal."""
     training = recipe.training
     order = SampleOrder(len(shards), recipe.seed)
-    window = LogWindow(out / LOG, training.log_every, state.images_seen)
+    window = LogWindow(out / LOG, training.log_every)
     with stop_on_signal() as stop, progress_bar() as bar:
         task = bar.add_task("train", total=training.images, completed=state.images_seen, note="")
         while state.images_seen < training.images and not stop.asked:
@@ -154,6 +166,8 @@ def _train(
             bar.update(task, completed=state.images_seen, note=window.note)
             if state.images_seen // training.checkpoint_every > before // training.checkpoint_every:
                 _save(state, out, header, training.keep_checkpoints)
+        if state.images_seen >= training.images:
+            window.flush(state)
         if state.images_seen < training.images or training.images % training.checkpoint_every:
             _save(state, out, header, training.keep_checkpoints)
     return state.images_seen >= training.images
@@ -200,10 +214,9 @@ def _save(state: Run, out: Path, header: dict[str, object], keep: int) -> None:
 class LogWindow:
     """Means over the last stretch of images, written as one JSON line when the stretch is full."""
 
-    def __init__(self, path: Path, every: int, images_seen: int):
+    def __init__(self, path: Path, every: int):
         self.path = path
         self.every = every
-        self.begin = images_seen
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.images = 0
@@ -218,11 +231,16 @@ class LogWindow:
         self.seconds += seconds
         mean = sum(self.losses) / self.images
         self.note = f"loss {mean:.4f}  {self.images / self.seconds:.1f} images/s"
-        if state.images_seen - self.begin < self.every:
+        if state.images_seen // self.every > (state.images_seen - images) // self.every:
+            self.flush(state)
+
+    def flush(self, state: Run) -> None:
+        """Write the line of what was taken in since the last."""
+        if not self.images:
             return
         line = {
             "images": state.images_seen,
-            "loss": mean,
+            "loss": sum(self.losses) / self.images,
             "grad_norm": sum(self.norms) / len(self.norms),
             "lr": state.optimizer.param_groups[0]["lr"],
             "images_per_second": self.images / self.seconds,
@@ -230,7 +248,7 @@ class LogWindow:
         }
         with open(self.path, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self.begin, self.images, self.seconds = state.images_seen, 0, 0.0
+        self.images, self.seconds = 0, 0.0
         self.losses, self.norms = [], []
 
 

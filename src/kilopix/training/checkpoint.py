@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kilopix.runtime import read_json, sha256_of_file, write_json
+from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
 from kilopix.types import UserError
 
 NETWORK, AVERAGE, OPTIMIZER, STATE = (
@@ -36,15 +36,19 @@ class Progress:
 
 def save_weights(path: Path, network: nn.Module, header: dict[str, Any]) -> None:
     """Write weights with a header of JSON values, whole or not at all."""
+    tensors = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
+    _save(path, tensors, {k: json.dumps(v) for k, v in header.items()})
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    tensors = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
     try:
-        save_file(tensors, temporary, metadata={k: json.dumps(v) for k, v in header.items()})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: could not be written ({error}); what was there is kept.") from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -57,7 +61,10 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a whole safetensors file ({error}).") from None
-    return tensors, {k: json.loads(v) for k, v in metadata.items() if k != "format"}
+    try:
+        return tensors, {k: json.loads(v) for k, v in metadata.items() if k != "format"}
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: weights, but not of kilopix: no recipe in the header.") from None
 
 
 def save_checkpoint(
@@ -70,17 +77,16 @@ def save_checkpoint(
     keep: int,
 ) -> Path:
     """Write a checkpoint below `folder` and delete all but the newest `keep`."""
-    from safetensors.torch import save_file
-
     final = folder / f"{progress.images_seen:012d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in folder.glob(".*.tmp"):  # left by a process that was killed
+        shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     try:
         header = {**header, "images_seen": progress.images_seen}
         save_weights(temporary / NETWORK, network, header)
         save_weights(temporary / AVERAGE, average, header)
-        save_file(_optimizer_tensors(optimizer), temporary / OPTIMIZER)
+        _save(temporary / OPTIMIZER, _optimizer_tensors(optimizer))
         hashes = {name: sha256_of_file(temporary / name) for name in (NETWORK, AVERAGE, OPTIMIZER)}
         state = {"images_seen": progress.images_seen, "seconds": progress.seconds, "files": hashes}
         write_json(temporary / STATE, state)
@@ -104,15 +110,23 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def verifies(checkpoint: Path) -> bool:
     """Whether every file of a checkpoint has the hash that its state names."""
-    if not (checkpoint / STATE).is_file():
+    try:
+        files = read_json(checkpoint / STATE)["files"]
+    except (UserError, KeyError, TypeError):
         return False
-    files = read_json(checkpoint / STATE)["files"]
     return all((checkpoint / n).is_file() and sha256_of_file(checkpoint / n) == h for n, h in files.items())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies."""
-    return next((c for c in reversed(checkpoints(folder)) if verifies(c)), None)
+    """The newest checkpoint that verifies; damaged ones are named, and it is an error if no other is left."""
+    found = checkpoints(folder)
+    for checkpoint in reversed(found):
+        if verifies(checkpoint):
+            return checkpoint
+        say(f"{checkpoint}: damaged; looking at the one before.")
+    if found:
+        raise UserError(f"{folder}: every checkpoint in it is damaged; delete the run to begin again.")
+    return None
 
 
 def load_checkpoint(
@@ -125,13 +139,9 @@ def load_checkpoint(
     for i, parameter in enumerate(_parameters(optimizer)):
         prefix = f"{i}."
         state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
+        optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
     state = read_json(checkpoint / STATE)
     return Progress(state["images_seen"], state["seconds"])
-
-
-def _placed(value: Tensor, parameter: Tensor) -> Tensor:
-    return value if value.ndim == 0 else value.to(parameter.device)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

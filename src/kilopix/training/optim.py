@@ -1,11 +1,11 @@
 """Optimizers and learning-rate schedules.
 
 In: a network and a config. Out: an optimizer, and the factor of its learning rates after so many images.
-Weights with two or more axes are decayed; norms, biases and other vectors are not.
+Weights of layers are decayed; norms, biases, registers and offsets are not.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -14,13 +14,15 @@ from torch import Tensor, nn
 
 from kilopix.config import Config
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class AdamWConfig(Config):
     """AdamW (Loshchilov and Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0)
-    betas: tuple[float, float] = (0.9, 0.99)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     weight_decay: float = Field(default=0.01, ge=0)
 
 
@@ -38,7 +40,10 @@ OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind"
 
 
 class ScheduleConfig(Config):
-    """Linear warm-up, then constant, then a decay over the last part, down to `final` of the peak."""
+    """Linear warm-up, then constant, then a decay over the last part, down to `final` of the peak.
+
+    The warm-up is at most a tenth of the run.
+    """
 
     warmup_images: int = Field(default=2_000, ge=0)
     decay: Literal["cosine", "linear", "sqrt"] = "cosine"
@@ -48,9 +53,10 @@ class ScheduleConfig(Config):
 
 def lr_factor(config: ScheduleConfig, images_seen: int, images_total: int) -> float:
     """Factor of the learning rate at a moment of training, in [0, 1]."""
-    if images_seen < config.warmup_images:
-        return images_seen / config.warmup_images
-    start = max(config.warmup_images, round(images_total * (1 - config.decay_fraction)))
+    warmup = min(config.warmup_images, images_total // 10)
+    if images_seen < warmup:
+        return images_seen / warmup
+    start = max(warmup, round(images_total * (1 - config.decay_fraction)))
     if images_seen <= start or images_total <= start:
         return 1.0
     done = min(1.0, (images_seen - start) / (images_total - start))
@@ -65,16 +71,27 @@ def lr_factor(config: ScheduleConfig, images_seen: int, images_total: int) -> fl
 def build_optimizer(config: AdamWConfig | MuonConfig, network: nn.Module) -> torch.optim.Optimizer:
     """An optimizer over the network's parameters, each group with the key `peak_lr`."""
     if isinstance(config, AdamWConfig):
-        matrices = [p for p in network.parameters() if p.ndim >= 2]
-        vectors = [p for p in network.parameters() if p.ndim < 2]
-        return _adamw(config, matrices, vectors)
+        return _adamw(config, *_decayed_and_not(network.named_parameters()))
     in_blocks = {
         id(p)
         for name, p in network.named_parameters()
         if p.ndim == 2 and name.endswith(".weight") and ".blocks." in f".{name}"
     }
-    others = [p for p in network.parameters() if id(p) not in in_blocks]
-    return Muon(config, [p for p in network.parameters() if id(p) in in_blocks], others)
+    others = [(name, p) for name, p in network.named_parameters() if id(p) not in in_blocks]
+    matrices = [p for p in network.parameters() if id(p) in in_blocks]
+    return Muon(config, matrices, *_decayed_and_not(others))
+
+
+def _decayed_and_not(
+    named: Iterable[tuple[str, nn.Parameter]],
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights of linear and convolution layers, which are decayed, and all the rest, which are not."""
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in named:
+        is_weight = parameter.ndim >= 2 and name.rsplit(".")[-1] == "weight"
+        (decayed if is_weight else others).append(parameter)
+    return decayed, others
 
 
 def _adamw(config: AdamWConfig, matrices: list[nn.Parameter], vectors: list[nn.Parameter]):
@@ -99,18 +116,24 @@ class Muon(torch.optim.Optimizer):
     CPU and in bfloat16 elsewhere.
     """
 
-    def __init__(self, config: MuonConfig, matrices: list[nn.Parameter], others: list[nn.Parameter]):
+    def __init__(
+        self,
+        config: MuonConfig,
+        matrices: list[nn.Parameter],
+        decayed: list[nn.Parameter],
+        others: list[nn.Parameter],
+    ):
         adamw = config.adamw
         groups = [
             {"params": matrices, "peak_lr": config.lr, "weight_decay": config.weight_decay, "muon": True},
             {
-                "params": [p for p in others if p.ndim >= 2],
+                "params": decayed,
                 "peak_lr": adamw.lr,
                 "weight_decay": adamw.weight_decay,
                 "muon": False,
             },
             {
-                "params": [p for p in others if p.ndim < 2],
+                "params": others,
                 "peak_lr": adamw.lr,
                 "weight_decay": 0.0,
                 "muon": False,

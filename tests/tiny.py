@@ -1,0 +1,35 @@
+"""The demo's recipe made tiny, and what calling the command line gives."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+TINY = [
+    "world.classes=4",
+    "world.images_per_class=12",
+    "world.val_per_class=6",
+    "data.image_size=32",
+    "model.width=32",
+    "model.depth=2",
+    "model.heads=2",
+    "model.patch=1",
+    "training.images=96",
+    "training.batch_size=16",
+    "training.log_every=16",
+    "training.checkpoint_every=32",
+    "training.schedule.warmup_images=16",
+    "sampling.steps=2",
+    "evaluation.prompts_per_task=3",
+    "evaluation.fidelity_images=16",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command printed, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Cli = Callable[..., Outcome]
