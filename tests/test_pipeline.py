@@ -1,10 +1,15 @@
 """The whole flow: from nothing to a report, strangers' photographs to a trained step, and every refusal."""
 
 import json
+import os
+import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from kilopix.data.manifest import read_manifest
@@ -13,6 +18,7 @@ from kilopix.data.sources import open_image
 from kilopix.demo import run as run_demo
 from kilopix.evaluation.protocol import read_card
 from kilopix.generator import Generator
+from kilopix.training.checkpoint import read_weights
 from tiny import TINY, Cli
 
 TASKS = ("single object", "two object", "counting", "colors", "position", "color attr")
@@ -87,6 +93,41 @@ def test_pictures_depend_on_prompt_and_seed_alone(tiny_demo: Path):
     assert difference.max() <= 1
     other = generator("a photo of a car", seeds=[6])[0]
     assert np.abs(np.asarray(alone).astype(int) - np.asarray(other).astype(int)).max() > 10
+
+
+def test_a_demo_that_is_stopped_in_training_goes_on(tmp_path: Path, monkeypatch, tiny_demo: Path):
+    from kilopix.stages import train
+
+    steps = 0
+    step = train._step
+
+    def stop_after_three(*arguments):
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(*arguments)
+
+    monkeypatch.setattr(train, "_step", stop_after_three)
+    assert run_demo(tmp_path / "demo", "mini", TINY) is None
+    assert not (tmp_path / "demo" / "scores").exists()
+    assert not json.loads((tmp_path / "demo" / "times.json").read_text())["train"]["finished"]
+    assert run_demo(tmp_path / "demo", "mini", TINY) == tmp_path / "demo" / "report.html"
+    ours, theirs = (
+        read_weights(demo / "run" / "model.safetensors")[0] for demo in (tmp_path / "demo", tiny_demo)
+    )
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_weights_with_another_codec_are_refused(tiny_demo: Path, tmp_path: Path, cli: Cli):
+    from kilopix.pretrained.patch_codec import PatchCodec
+
+    codec = PatchCodec.load(tiny_demo / "run" / "codec.safetensors")
+    shutil.copyfile(tiny_demo / "run" / "model.safetensors", tmp_path / "model.safetensors")
+    replace(codec, mean=codec.mean + 0.5).save(tmp_path / "codec.safetensors")
+    done = cli("sample", tmp_path, "a photo of a cat", "-o", tmp_path / "out")
+    assert done.code == 2
+    assert "was trained with autoencoder" in done.err
 
 
 def strangers_photographs(folder: Path) -> None:
@@ -169,7 +210,7 @@ def test_a_folder_of_nothing_but_broken_files_fails(tmp_path: Path, cli: Cli):
         (("train", "nowhere", "out", "-r", "tiny"), "recipe 'tiny': no such file, and none of the recipes"),
         (("train", "nowhere", "out", "model.widht=3"), "unknown key 'model.widht'; did you mean 'width'?"),
         (("train", "nowhere", "out", "training.images=many"), "training.images"),
-        (("train", "nowhere", "out", "data.image_size=20"), "must be a multiple of"),
+        (("train", "nowhere", "out", "data.image_size=44"), "must be a multiple of"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path: Path, monkeypatch, cli: Cli, arguments, message):
@@ -229,7 +270,12 @@ def test_prompts_come_from_arguments_file_or_standard_input(
     assert cli(*again, "--steps", "3", "--guidance", "2", "--sampler", "heun").code == 0
     assert (out / "00001.png").exists()
     assert (out / "00000.png").stat().st_mtime_ns == kept
-    assert cli(*again, "--steps", "2").code == 0
+    assert cli("sample", tiny_demo / "run", "a photo of a cat", "-o", out, "--steps", "2").code == 0
     assert (out / "00000.png").stat().st_mtime_ns > kept
+    assert sorted(f.name for f in out.glob("0*.png")) == ["00000.png"], "pictures of the other call are left"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "00000.png").touch()
+    refused = cli("sample", tiny_demo / "run", "a photo of a cat", "-o", tmp_path / "mine")
+    assert "not empty" in refused.err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "no prompts" in cli("sample", tiny_demo / "run", "-o", tmp_path / "none").err

@@ -40,3 +40,24 @@ def test_another_kind_is_chosen_by_an_override():
 def test_sections_are_checked_against_each_other():
     with pytest.raises(UserError, match=r"data\.image_size 40 must be a multiple of 16"):
         load_recipe("mini", ["data.image_size=40", "model.patch=2"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("objective.prediction=noise", "says nothing of the data"),
+        ("world.classes=2", r"world\.classes"),
+        ("sampling.guidance.start=-1", r"sampling\.guidance\.start"),
+        ("optimizer.betas=[2.0, 3.0]", r"optimizer\.betas"),
+        ("optimizer.lr=inf", r"optimizer\.lr"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(setting: str, message: str):
+    with pytest.raises(UserError, match=message):
+        load_recipe("mini", [setting])
+
+
+def test_a_folder_of_a_recipes_name_does_not_hide_it(tmp_path: Path, monkeypatch):
+    (tmp_path / "mini").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("mini").world.classes == 12

@@ -56,12 +56,13 @@ def test_a_damaged_part_is_named(tmp_path: Path):
 
 def test_manifests_round_trip_and_list_their_failures(tmp_path: Path):
     rows = [
-        Row("fox/1.jpg", "fox", "A fox.", 4, 3),
+        Row("fox/1.jpg", "fox", "A fox.", "Fox.", 4, 3),
         Row("fox/2.jpg", "fox", error="not an image"),
         Row(
             "cutmix/fox/1.jpg",
             "fox",
             "Two.",
+            "",
             8,
             8,
             "cutmix",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kilopix.data.sources import BrokenImage, class_folders, class_name_of, open_image, square
+from kilopix.data.sources import BrokenImage, class_folders, class_name_of, loose_images, open_image, square
 from kilopix.errors import UserError
 
 
@@ -31,6 +31,27 @@ def test_files_of_all_endings_are_listed_and_side_files_are_not(tmp_path: Path):
     found = [(item.path, item.class_name) for item in class_folders(tmp_path)]
     assert found == [("a/notes.txt", "a"), ("b_fox/1.jpg", "b fox"), ("b_fox/sub/2.PNG", "b fox")]
     assert class_name_of("great__white_shark") == "great white shark"
+
+
+def test_a_table_names_the_folders_and_bare_wordnet_ids_are_refused(tmp_path: Path):
+    for folder in ("n01440764", "n02119789"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "1.jpg").touch()
+    with pytest.raises(UserError, match=r"n01440764: named by a WordNet id.*classes\.txt"):
+        class_folders(tmp_path)
+    (tmp_path / "classes.txt").write_text("n01440764 tench, Tinca tinca\nn02119789 kit fox\n\n")
+    assert [item.class_name for item in class_folders(tmp_path)] == ["tench", "kit fox"]
+    (tmp_path / "classes.txt").write_text("n01440764 tench\nn02119789\n")
+    with pytest.raises(UserError, match=r"classes\.txt: line 2"):
+        class_folders(tmp_path)
+
+
+def test_hidden_folders_are_no_items_and_loose_images_are_found(tmp_path: Path):
+    for name in ("fox/1.jpg", "fox/.checkpoints/2.jpg", "loose.PNG", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert [item.path for item in class_folders(tmp_path)] == ["fox/1.jpg"]
+    assert loose_images(tmp_path) == ["loose.PNG"]
 
 
 def test_a_folder_without_classes_is_a_clear_error(tmp_path: Path):
