@@ -237,6 +237,17 @@ def test_a_run_folder_of_another_recipe_is_refused(tiny_demo: Path, cli: Cli):
     assert "optimizer" in done.err
 
 
+def test_evaluation_settings_can_change_and_others_cannot(tiny_demo: Path, tmp_path: Path, cli: Cli):
+    scored = ("evaluate", tiny_demo / "run", tiny_demo / "held_out.parquet", "-o", tmp_path / "scores")
+    done = cli(*scored, "evaluation.images_per_prompt=2", "evaluation.prompts_per_task=2")
+    assert done.code == 0, done.err
+    card = read_card(tmp_path / "scores" / "card.json")
+    assert card.images_per_prompt == 2
+    assert next(s for s in card.scores if s.name == "counting").n == 4
+    assert "only settings of evaluation" in cli(*scored, "training.images=3").err
+    assert "images_per_prompt was 2 and is now 3" in cli(*scored, "evaluation.images_per_prompt=3").err
+
+
 def test_dry_run_prints_and_writes_nothing(tiny_demo: Path, tmp_path: Path, cli: Cli):
     done = cli("train", tiny_demo / "shards", tmp_path / "run", *TINY, "--dry-run")
     assert done.code == 0

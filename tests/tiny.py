@@ -19,6 +19,7 @@ TINY = [
     "training.schedule.warmup_images=16",
     "sampling.steps=2",
     "evaluation.prompts_per_task=3",
+    "evaluation.images_per_prompt=1",
     "evaluation.fidelity_images=16",
 ]
 

@@ -172,6 +172,12 @@ def evaluate(
     held_out: Annotated[
         Path, typer.Argument(help="Manifest of held-out pictures (`kilopix caption world/val ...`).")
     ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings of the evaluation, as evaluation.images_per_prompt=4.", show_default=False
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("scores"),
     seed: Seed = 0,
     steps: Steps = None,
@@ -183,7 +189,7 @@ def evaluate(
     from kilopix.diffusion.samplers import SamplingChanges
     from kilopix.stages.evaluate import run
 
-    run(model, held_out, out, seed, SamplingChanges(sampler, steps, guidance), device)
+    run(model, held_out, out, seed, SamplingChanges(sampler, steps, guidance), overrides or [], device)
 
 
 @app.command(epilog=_example("kilopix report run report.html --scores scores --samples pictures"))

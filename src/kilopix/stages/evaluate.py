@@ -5,6 +5,7 @@ judged, what was found in each, and `card.json`: every score with its interval a
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kilopix.config import merge, parse, parse_overrides
 from kilopix.data.manifest import Row, read_manifest
 from kilopix.data.parts import open_job
 from kilopix.data.pictures import save_png
@@ -53,12 +55,16 @@ def run(
     out: Path,
     seed: int = 0,
     changes: SamplingChanges = UNCHANGED,
+    overrides: Sequence[str] = (),
     device: str = "auto",
 ) -> Card:
-    """Score a model; the same command again goes on, or says that it is done."""
+    """Score a model; the same command again goes on, or says that it is done.
+
+    `overrides` change the recipe's evaluation settings, as `evaluation.images_per_prompt=4`.
+    """
     reference = read_manifest(held_out)
     generator = Generator.from_pretrained(model, device)
-    recipe = generator.recipe
+    recipe = _with_overrides(generator.recipe, overrides)
     sampling = changes.apply(recipe.sampling)
     prompts = task_prompts(recipe)
     rows = _spread(reference.rows, recipe.evaluation.fidelity_images)
@@ -86,7 +92,7 @@ def run(
     asked = [prompt for prompt in prompts for _ in range(repeats)]
     judged_jobs = _jobs(out / "tasks", [prompt.text for prompt in asked], seed)
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
-    _make_pictures(generator, judged_jobs + fidelity_jobs, sampling)
+    _make_pictures(generator, judged_jobs + fidelity_jobs, sampling, recipe.evaluation.batch_size)
     say("looking at the pictures ...")
     detections = judge.detect(_read([job.file for job in judged_jobs]))
     results = score_images(asked, detections, JUDGE_OPTIONS)
@@ -120,6 +126,14 @@ def run(
     return card
 
 
+def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    values = parse_overrides(overrides)
+    others = [key for key in values if key != "evaluation"]
+    if others:
+        raise UserError(f"{others[0]}: only settings of evaluation can be changed for a trained model.")
+    return parse(Recipe, merge(recipe.model_dump(mode="json"), values), "overrides")
+
+
 def task_prompts(recipe: Recipe) -> list[Prompt]:
     """The prompts of the six tasks over the objects that a recipe trains on."""
     chosen = OBJECTS[: recipe.world.classes]
@@ -140,9 +154,8 @@ def _jobs(folder: Path, prompts: list[str], first_seed: int) -> list[Job]:
     return [Job(folder / f"{i:05d}.png", prompt, first_seed + i) for i, prompt in enumerate(prompts)]
 
 
-def _make_pictures(generator: Generator, jobs: list[Job], sampling: SamplingConfig) -> None:
+def _make_pictures(generator: Generator, jobs: list[Job], sampling: SamplingConfig, size: int) -> None:
     missing = [job for job in jobs if not job.file.exists()]
-    size = generator.recipe.evaluation.batch_size
     with progress_bar() as bar:
         task = bar.add_task("sample for scores", total=len(jobs), completed=len(jobs) - len(missing), note="")
         for start in range(0, len(missing), size):

@@ -51,6 +51,8 @@ from kilopix.training.checkpoint import (
 from kilopix.training.optim import build_optimizer, lr_factor, set_lr
 from kilopix.types import LatentMoments, UserError
 
+AFTER_TRAINING = ("sampling", "evaluation")
+"""Sections of a recipe that training does not depend on, so that they may change under a run."""
 MODEL, LOG, RECIPE, CHECKPOINTS = "model.safetensors", "log.jsonl", "recipe.json", "checkpoints"
 
 
@@ -125,10 +127,11 @@ def _open_run(out: Path, header: dict[str, object]) -> None:
         write_json(record, header)
         return
     before = read_json(record)
-    if before["recipe"] != header["recipe"]:
-        sections = header["recipe"]
-        assert isinstance(sections, dict)
-        changed = [key for key in sections if before["recipe"].get(key) != sections[key]]
+    sections = header["recipe"]
+    assert isinstance(sections, dict)
+    trained = [key for key in sections if key not in AFTER_TRAINING]
+    changed = [key for key in trained if before["recipe"].get(key) != sections[key]]
+    if changed:
         raise UserError(
             f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
         )
