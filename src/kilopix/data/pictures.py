@@ -19,10 +19,15 @@ def save_png(image: Image.Image, path: Path) -> None:
         image.save(temporary, "PNG")
 
 
+def _columns(count: int) -> int:
+    """Of four to eight columns, those that leave the fewest empty places."""
+    return count if count < 4 else min((6, 5, 4, 7, 8), key=lambda columns: -count % columns)
+
+
 def grid(images: list[Image.Image], prompts: Sequence[str], per_prompt: int) -> Image.Image:
     """A contact sheet: the pictures of each prompt side by side, the prompt beneath them."""
     cell = max(128, images[0].width)
-    columns = per_prompt if per_prompt > 1 else min(8, max(1, round(len(prompts) ** 0.5 * 1.3)))
+    columns = per_prompt if per_prompt > 1 else _columns(len(images))
     rows = -(-len(images) // columns)
     text_height, gap = 34, 8
     row_height = cell + text_height + gap
