@@ -73,7 +73,11 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path | No
     clock.run(
         "sample", lambda: sample.run(out / "run", prompts_for(recipe), out / "pictures", images_per_prompt=4)
     )
-    clock.run("evaluate", lambda: evaluate.run(out / "run", out / "held_out.parquet", out / "scores"))
+    settings = [f"evaluation.{key}={value}" for key, value in recipe.evaluation.model_dump().items()]
+    clock.run(
+        "evaluate",
+        lambda: evaluate.run(out / "run", out / "held_out.parquet", out / "scores", overrides=settings),
+    )
     page = out / "report.html"
     report.run(out / "run", page, out / "scores", out / "pictures", augmented, out / "times.json")
     say(f"The report is at {page.resolve()}")
