@@ -153,7 +153,7 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Make pictures from prompts: PNG files and one grid."""
-    from kilopix.diffusion.samplers import SamplingChanges
+    from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.sample import read_prompts, run
 
     texts = list(prompts or [])
@@ -186,7 +186,7 @@ def evaluate(
     device: Device = "auto",
 ) -> None:
     """Score a model of the embedded world on six tasks and by KID, with the protocol of every score."""
-    from kilopix.diffusion.samplers import SamplingChanges
+    from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.evaluate import run
 
     run(model, held_out, out, seed, SamplingChanges(sampler, steps, guidance), overrides or [], device)

@@ -15,24 +15,17 @@ from PIL import Image
 from torch import Tensor
 
 from kilopix.config import parse
-from kilopix.diffusion.guidance import guided
-from kilopix.diffusion.samplers import SAMPLERS, SamplingConfig, times_for
-from kilopix.models.dit import DiT
+from kilopix.diffusion.samplers import OnStep
+from kilopix.diffusion.sampling import SamplingConfig, sample
+from kilopix.network import Network, build_network, sampling_predictor
 from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.text_encoder import TextEncoder, load_text_encoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import pick_device, sha256_of_file, torch_generator
 from kilopix.training.checkpoint import AVERAGE, newest_checkpoint, read_weights
-from kilopix.types import TextStates, UserError
+from kilopix.types import UserError
 
 OnImage = Callable[[int], None]
-
-
-def build_network(recipe: Recipe, channels: int, text_width: int) -> DiT:
-    """A new network of a recipe, with weights drawn from its seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        return DiT(recipe.model, channels, text_width)
 
 
 def find_weights(path: Path) -> Path:
@@ -58,7 +51,7 @@ def _find_beside(weights: Path, name: str) -> Path | None:
 class Generator:
     """A network with its text encoder and autoencoder; call it with prompts."""
 
-    network: DiT
+    network: Network
     recipe: Recipe
     weights: Path
     images_seen: int
@@ -143,40 +136,34 @@ class Generator:
         return [Image.fromarray(array) for array in arrays]
 
     @torch.inference_mode()
-    def latents(self, prompts: list[str], seeds: list[int], sampling: SamplingConfig) -> Tensor:
-        """Sample latents, one per prompt and seed."""
+    def latents(
+        self,
+        prompts: list[str],
+        seeds: list[int],
+        sampling: SamplingConfig,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Sample latents, one per prompt and seed; `on_step` sees number, state and data of every step."""
         channels = self.autoencoder.channels
         side = self.recipe.data.image_size // self.autoencoder.downsampling
-        noise = torch.stack(
-            [torch.randn(channels, side, side, generator=torch_generator("noise", seed)) for seed in seeds]
-        ).to(self.device)
-        text = self.text_encoder.encode(prompts)
-        with_text = self.network.encode_text(text)
-        joint = self.network.encode_text(_with_empty(text, self.text_encoder.encode([""])))
+        shape = (channels, side, side)
 
-        def conditional(x: Tensor, t: Tensor) -> Tensor:
-            return self.network(x, t, with_text)
+        def drawn(purpose: str) -> Callable[[], Tensor]:
+            """Noise of which each sample's part comes from its own seed, whatever the batch."""
+            generators = [torch_generator(purpose, seed) for seed in seeds]
+            return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
-        def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            first, second = self.network(torch.cat([x, x]), torch.cat([t, t]), joint).chunk(2)
-            return first, second
-
-        return SAMPLERS[sampling.sampler](
-            guided(conditional, both, sampling.guidance),
-            noise,
-            times_for(sampling).to(self.device),
-            self.recipe.objective.path,
-            self.recipe.objective.prediction,
+        objective, encode = self.recipe.objective, self.text_encoder.encode
+        text, without = encode(prompts), encode([sampling.negative_prompt])
+        predict = sampling_predictor(
+            self.network, objective.path, objective.prediction, text, without, sampling
         )
-
-
-def _with_empty(text: TextStates, empty: TextStates) -> TextStates:
-    """The texts, followed by as many empty ones, padded to one length."""
-    count, length, width = text.states.shape
-    extra = empty.states.shape[1]
-    longest = max(length, extra)
-    states = text.states.new_zeros(2 * count, longest, width)
-    mask = text.mask.new_zeros(2 * count, longest)
-    states[:count, :length], mask[:count, :length] = text.states, text.mask
-    states[count:, :extra], mask[count:, :extra] = empty.states, empty.mask
-    return TextStates(states, mask)
+        return sample(
+            predict,
+            drawn("noise")(),
+            sampling,
+            objective.path,
+            objective.prediction,
+            drawn("step noise"),
+            on_step,
+        )

@@ -8,23 +8,28 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from kilopix.config import Config, merge, parse, parse_overrides, read_toml
 from kilopix.data.cutmix import SettingChoice
 from kilopix.diffusion.objective import ObjectiveConfig
-from kilopix.diffusion.samplers import SamplingConfig
+from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.models.dit import DiTConfig
+from kilopix.models.rin import RINConfig
 from kilopix.pretrained.autoencoder import AutoencoderConfig, SDAutoencoderConfig
 from kilopix.pretrained.patch_codec import PatchCodecConfig
 from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
 from kilopix.training.averages import AverageConfig
-from kilopix.training.optim import AdamWConfig, OptimizerConfig, ScheduleConfig
+from kilopix.training.muon import AdamWConfig
+from kilopix.training.optim import OptimizerConfig, ScheduleConfig
 from kilopix.types import UserError
 
 SD_DOWNSAMPLING = 8
+
+
+ModelConfig = Annotated[DiTConfig | RINConfig, Field(discriminator="kind")]
 
 
 class WorldConfig(Config):
@@ -80,7 +85,7 @@ class Recipe(Config):
     data: DataConfig = DataConfig()
     text: TextEncoderConfig = MiniLMConfig()
     autoencoder: AutoencoderConfig = PatchCodecConfig()
-    model: DiTConfig = DiTConfig()
+    model: ModelConfig = DiTConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig()
     training: TrainingConfig = TrainingConfig()
@@ -89,11 +94,6 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _sections_fit(self):
-        if self.objective.prediction == "noise":
-            raise ValueError(
-                "objective.prediction 'noise' says nothing of the data at t = 1 of the straight path; "
-                "choose 'velocity' or 'data'"
-            )
         unit = self.downsampling * self.model.patch
         if self.data.image_size % unit:
             raise ValueError(
@@ -108,6 +108,11 @@ class Recipe(Config):
         return (
             SD_DOWNSAMPLING if isinstance(self.autoencoder, SDAutoencoderConfig) else self.autoencoder.patch
         )
+
+    @property
+    def latent_side(self) -> int:
+        """Latent positions along one side of a picture."""
+        return self.data.image_size // self.downsampling
 
     def fingerprint(self) -> str:
         """SHA-256 of the resolved recipe."""

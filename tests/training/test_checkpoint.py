@@ -15,7 +15,8 @@ from kilopix.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
-from kilopix.training.optim import AdamWConfig, MuonConfig, build_optimizer, set_lr
+from kilopix.training.muon import AdamWConfig, MuonConfig
+from kilopix.training.optim import build_optimizer, set_lr
 
 
 class Net(nn.Module):

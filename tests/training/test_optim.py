@@ -4,16 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from kilopix.training.optim import (
-    AdamWConfig,
-    Muon,
-    MuonConfig,
-    ScheduleConfig,
-    build_optimizer,
-    lr_factor,
-    orthogonalize,
-    set_lr,
-)
+from kilopix.training.muon import AdamWConfig, Muon, MuonConfig, orthogonalize
+from kilopix.training.optim import ScheduleConfig, build_optimizer, lr_factor, set_lr
 
 
 class Blocks(nn.Module):

@@ -61,6 +61,11 @@ class TextContext:
     mask: Bool[Tensor, "B N"]
     pooled: Float[Tensor, "B D"]
 
+    def rows(self, index: Tensor | slice) -> "TextContext":
+        """The context of some of the samples."""
+        pairs = [(keys[index], values[index]) for keys, values in self.keys_values]
+        return TextContext(pairs, self.mask[index], self.pooled[index])
+
 
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention to the text, MLP; each normalised, modulated, gated."""

@@ -19,7 +19,7 @@ from kilopix.data.parts import open_job
 from kilopix.data.pictures import save_png
 from kilopix.data.sources import BrokenImage, open_image, square
 from kilopix.data.world.objects import HUES, OBJECTS, training_colors
-from kilopix.diffusion.samplers import UNCHANGED, SamplingChanges, SamplingConfig
+from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
 from kilopix.evaluation.fidelity import kernel_distance_interval
 from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
 from kilopix.evaluation.geneval_prompts import world_prompts

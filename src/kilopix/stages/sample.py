@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kilopix.data.pictures import grid, save_png
 from kilopix.data.sources import open_image
-from kilopix.diffusion.samplers import UNCHANGED, SamplingChanges
+from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.generator import Generator
 from kilopix.runtime import progress_bar, read_json, say, write_json
 from kilopix.types import UserError

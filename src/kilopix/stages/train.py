@@ -27,8 +27,13 @@ from torch import nn
 from kilopix.data.loader import Batch, SampleOrder, load_batch
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
-from kilopix.generator import build_network
-from kilopix.models.dit import DiT, flops_per_image
+from kilopix.network import (
+    Network,
+    build_network,
+    encode_text,
+    flops_per_image,
+    training_predictor,
+)
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import (
     atomic_path,
@@ -60,7 +65,7 @@ MODEL, LOG, RECIPE, CHECKPOINTS = "model.safetensors", "log.jsonl", "recipe.json
 class Run:
     """What a run carries from step to step."""
 
-    network: DiT
+    network: Network
     average: ExponentialAverage
     optimizer: torch.optim.Optimizer
     images_seen: int
@@ -113,7 +118,7 @@ def describe(shards_folder: Path, recipe: Recipe) -> None:
     check_shards(recipe, shards_folder, index.text_encoder, index.autoencoder, index.image_size)
     network = build_network(recipe, index.latent_shape[0], index.text_width)
     parameters = sum(p.numel() for p in network.parameters())
-    forward = flops_per_image(recipe.model, index.latent_shape[1], index.latent_shape[0], text_tokens=64)
+    forward = flops_per_image(recipe, index.latent_shape[0], index.text_width, text_tokens=64)
     say(json.dumps(recipe.model_dump(mode="json"), indent=1))
     say(f"parameters: {parameters / 1e6:.2f} million")
     say(f"FLOPs: {3 * forward / 1e9:.2f} billion a picture trained (64 text tokens)")
@@ -190,8 +195,11 @@ def _step(
     text = drop_text(batch.text, shards.empty_text, decisions.drop_text).to(device)
     windows, t = batch.window.to(device), decisions.t.to(device)
 
-    context = state.network.encode_text(text)
-    losses = loss_per_sample(objective, lambda x, t: state.network(x, t, context, windows), latents, noise, t)
+    context = encode_text(state.network, text, (~decisions.drop_text).float().to(device))
+    predict = training_predictor(
+        state.network, objective.path, context, windows, decisions.self_condition.to(device)
+    )
+    losses = loss_per_sample(objective, predict, latents, noise, t)
     loss = losses.mean()
     loss.backward()
     norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip_norm)

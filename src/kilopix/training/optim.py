@@ -5,55 +5,38 @@ Weights of layers are decayed; norms, biases, registers and offsets are not.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from kilopix.config import Config
+from kilopix.training.lamb import Lamb, LambConfig
+from kilopix.training.muon import AdamWConfig, Muon, MuonConfig
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class AdamWConfig(Config):
-    """AdamW (Loshchilov and Hutter 2019)."""
-
-    kind: Literal["adamw"] = "adamw"
-    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    betas: tuple[Beta, Beta] = (0.9, 0.99)
-    weight_decay: float = Field(default=0.01, ge=0)
-
-
-class MuonConfig(Config):
-    """Muon for the matrices of the blocks, AdamW for everything else (Jordan et al. 2024)."""
-
-    kind: Literal["muon"] = "muon"
-    lr: float = Field(default=0.02, gt=0)
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    weight_decay: float = Field(default=0.01, ge=0)
-    adamw: AdamWConfig = AdamWConfig()
-
-
-OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind")]
+OptimizerConfig = Annotated[AdamWConfig | MuonConfig | LambConfig, Field(discriminator="kind")]
 
 
 class ScheduleConfig(Config):
     """Linear warm-up, then constant, then a decay over the last part, down to `final` of the peak.
 
-    The warm-up is at most a tenth of the run.
+    The warm-up is at most `warmup_share` of the run. A `cosine_rate` below 1 stops the cosine early: 0.7,
+    as CAD-I is trained, ends at 0.206 of the peak.
     """
 
     warmup_images: int = Field(default=2_000, ge=0)
-    decay: Literal["cosine", "linear", "sqrt"] = "cosine"
+    warmup_share: float = Field(default=0.1, ge=0, le=1)
+    decay: Literal["cosine", "linear", "sqrt", "constant"] = "cosine"
+    cosine_rate: float = Field(default=1.0, gt=0, le=1)
     decay_fraction: float = Field(default=1.0, ge=0, le=1, description="share of the run that decays")
     final: float = Field(default=0.0, ge=0, le=1)
 
 
 def lr_factor(config: ScheduleConfig, images_seen: int, images_total: int) -> float:
     """Factor of the learning rate at a moment of training, in [0, 1]."""
-    warmup = min(config.warmup_images, images_total // 10)
+    warmup = min(config.warmup_images, int(images_total * config.warmup_share))
     if images_seen < warmup:
         return images_seen / warmup
     start = max(warmup, round(images_total * (1 - config.decay_fraction)))
@@ -61,17 +44,22 @@ def lr_factor(config: ScheduleConfig, images_seen: int, images_total: int) -> fl
         return 1.0
     done = min(1.0, (images_seen - start) / (images_total - start))
     shape = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+        "constant": 1.0,
+        "cosine": 0.5 * (1 + math.cos(math.pi * config.cosine_rate * done)),
         "linear": 1 - done,
         "sqrt": 1 - math.sqrt(done),
     }[config.decay]
     return config.final + (1 - config.final) * shape
 
 
-def build_optimizer(config: AdamWConfig | MuonConfig, network: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: AdamWConfig | MuonConfig | LambConfig, network: nn.Module
+) -> torch.optim.Optimizer:
     """An optimizer over the network's parameters, each group with the key `peak_lr`."""
     if isinstance(config, AdamWConfig):
         return _adamw(config, *_decayed_and_not(network.named_parameters()))
+    if isinstance(config, LambConfig):
+        return Lamb(config, *_layers_and_not(network))
     in_blocks = {
         id(p)
         for name, p in network.named_parameters()
@@ -94,6 +82,17 @@ def _decayed_and_not(
     return decayed, others
 
 
+def _layers_and_not(network: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """All but norms and biases, as published (learned tokens and layer scales count as layers), and those."""
+    layers: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            small = isinstance(module, nn.LayerNorm | nn.RMSNorm) or "bias" in name
+            (others if small else layers).append(parameter)
+    return layers, others
+
+
 def _adamw(config: AdamWConfig, matrices: list[nn.Parameter], vectors: list[nn.Parameter]):
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay, "peak_lr": config.lr},
@@ -106,107 +105,3 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's learning rate to `factor` of its peak."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update of every matrix is orthogonalised; other parameters are stepped by AdamW.
-
-    `torch.optim.Muon` orthogonalises in bfloat16, which a CPU without its instructions does a hundred
-    times slower than float32; here matrices of one shape go through one batched product in float32 on a
-    CPU and in bfloat16 elsewhere.
-    """
-
-    def __init__(
-        self,
-        config: MuonConfig,
-        matrices: list[nn.Parameter],
-        decayed: list[nn.Parameter],
-        others: list[nn.Parameter],
-    ):
-        adamw = config.adamw
-        groups = [
-            {"params": matrices, "peak_lr": config.lr, "weight_decay": config.weight_decay, "muon": True},
-            {
-                "params": decayed,
-                "peak_lr": adamw.lr,
-                "weight_decay": adamw.weight_decay,
-                "muon": False,
-            },
-            {
-                "params": others,
-                "peak_lr": adamw.lr,
-                "weight_decay": 0.0,
-                "muon": False,
-            },
-        ]
-        super().__init__([g for g in groups if g["params"]], {"lr": config.lr})
-        self.momentum = config.momentum
-        self.betas = adamw.betas
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of every parameter that has a gradient."""
-        loss = closure() if closure else None
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            if group["muon"]:
-                self._step_matrices(params, group["lr"])
-            else:
-                self._step_adam(params, group["lr"])
-        return loss
-
-    def _step_matrices(self, params: list[Tensor], lr: float) -> None:
-        grads = _gradients(params)
-        buffers = [self._buffer(p, "momentum") for p in params]
-        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
-        updates = torch._foreach_lerp(grads, buffers, self.momentum)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, update in enumerate(updates):
-            by_shape.setdefault(tuple(update.shape), []).append(i)
-        for (rows, columns), members in by_shape.items():
-            directions = orthogonalize(torch.stack([updates[i] for i in members]))
-            scale = max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_([params[i] for i in members], list(directions), alpha=-lr * scale)
-
-    def _step_adam(self, params: list[Tensor], lr: float) -> None:
-        beta1, beta2 = self.betas
-        grads = _gradients(params)
-        first = [self._buffer(p, "exp_avg") for p in params]
-        second = [self._buffer(p, "exp_avg_sq") for p in params]
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
-        for p in params:
-            state = self.state[p]
-            state["step"] = state.get("step", torch.zeros(())) + 1
-        step = float(self.state[params[0]]["step"])
-        denominators = torch._foreach_sqrt(torch._foreach_div(second, 1 - beta2**step))
-        torch._foreach_add_(denominators, 1e-8)
-        torch._foreach_addcdiv_(params, first, denominators, -lr / (1 - beta1**step))
-
-    def _buffer(self, parameter: Tensor, name: str) -> Tensor:
-        state = self.state[parameter]
-        if name not in state:
-            state[name] = torch.zeros_like(parameter)
-        return state[name]
-
-
-def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
-
-
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Bring the singular values of each matrix `... rows columns` near 1 by Newton-Schulz iterations.
-
-    The quintic of Jordan et al. (2024): x -> 3.4445 x - 4.7750 x^3 + 2.0315 x^5.
-    """
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrices.bfloat16() if matrices.device.type == "cuda" else matrices
-    wide = x.shape[-2] <= x.shape[-1]
-    x = x if wide else x.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(iterations):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x if wide else x.mT).to(matrices.dtype)

@@ -1,0 +1,129 @@
+"""Where networks meet paths: a recipe's network, and the predictors that training and sampling call.
+
+In: a recipe, or a network with its texts. Out: callables from noisy latents and times to predictions. A DiT
+is told t itself, a RIN the signal level gamma at t; a RIN also sees its own latents of a pass before.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from kilopix.diffusion.guidance import Predict, guided
+from kilopix.diffusion.paths import PathConfig
+from kilopix.diffusion.sampling import SamplingConfig
+from kilopix.models import dit, rin
+from kilopix.models.dit import DiT, DiTConfig, TextContext
+from kilopix.models.rin import RIN, RINContext
+from kilopix.recipe import Recipe
+from kilopix.types import Prediction, TextStates
+
+Network = DiT | RIN
+Context = TextContext | RINContext
+
+
+def build_network(recipe: Recipe, channels: int, text_width: int) -> Network:
+    """A new network of a recipe, with weights drawn from its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        if isinstance(recipe.model, DiTConfig):
+            return DiT(recipe.model, channels, text_width)
+        return RIN(recipe.model, channels, text_width, recipe.latent_side)
+
+
+def flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:
+    """Multiply-adds times two of one forward pass of a recipe's network, text trunk included."""
+    if isinstance(recipe.model, DiTConfig):
+        return dit.flops_per_image(recipe.model, recipe.latent_side, channels, text_tokens)
+    return sum(rin.flops_per_image(recipe.model, recipe.latent_side, channels, text_width, text_tokens))
+
+
+def encode_text(network: Network, text: TextStates, coherence: Float[Tensor, " B"]) -> Context:
+    """What a network keeps of texts; networks without a coherence token pass it over."""
+    return network.encode_text(text, coherence) if isinstance(network, RIN) else network.encode_text(text)
+
+
+def training_predictor(
+    network: Network,
+    path: PathConfig,
+    context: Context,
+    windows: Float[Tensor, "B 4"],
+    self_condition: Bool[Tensor, " B"],
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The predictor of a training step: noisy latents `B C H W` and times `B` to predictions."""
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        if isinstance(network, RIN):
+            assert isinstance(context, RINContext)
+            return network.self_conditioned(x, path.at(t).gamma, context, self_condition)
+        assert isinstance(context, TextContext)
+        return network(x, t, context, windows)
+
+    return predict
+
+
+def sampling_predictor(
+    network: Network,
+    path: PathConfig,
+    prediction: Prediction,
+    text: TextStates,
+    without: TextStates,
+    config: SamplingConfig,
+) -> Predict:
+    """A guided predictor for one walk; texts are encoded once, `without` stands for no text.
+
+    Where guidance is off, the latents of the conditional pass go on for both branches, as published.
+    """
+    count = len(text.states)
+    coherence = torch.tensor([config.coherence, config.coherence_without_text]).to(text.states)
+    joint = encode_text(network, _joined(text, without), coherence.repeat_interleave(count))
+    alone = joint.rows(slice(count))
+    memory = _Memory(network, path, config.carry_latents)
+
+    def conditional(x: Tensor, t: Tensor) -> Tensor:
+        return memory.step(x, t, alone)
+
+    def both(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        with_text, without_text = memory.step(torch.cat([x, x]), t, joint).chunk(2)
+        return with_text, without_text
+
+    return guided(conditional, both, config.guidance, path, prediction)
+
+
+@dataclass
+class _Memory:
+    """A network whose latents, where it has any, are carried from step to step."""
+
+    network: Network
+    path: PathConfig
+    carry: bool
+    latents: Tensor | None = None
+
+    def step(self, x: Tensor, t: Tensor, context: Context) -> Tensor:
+        """The prediction for the samples of x, of which the first come again where guidance is on."""
+        batch = len(x)
+        if isinstance(self.network, DiT):
+            assert isinstance(context, TextContext)
+            return self.network(x, t.to(x).expand(batch), context)
+        assert isinstance(context, RINContext)
+        before = self.latents
+        if before is not None and len(before) != batch:  # guidance went on or off
+            before = before[:batch] if len(before) > batch else torch.cat([before, before])
+        gamma = self.path.at(t).gamma.to(x).expand(batch)
+        prediction, latents = self.network(x, gamma, context, before)
+        self.latents = latents if self.carry else None
+        return prediction
+
+
+def _joined(text: TextStates, other: TextStates) -> TextStates:
+    """The texts, followed by the other ones (one for all, or one each), padded to one length."""
+    count, length, width = text.states.shape
+    longest = max(length, other.states.shape[1])
+    states = text.states.new_zeros(2 * count, longest, width)
+    mask = text.mask.new_zeros(2 * count, longest)
+    states[:count, :length], mask[:count, :length] = text.states, text.mask
+    extra = other.states.shape[1]
+    states[count:, :extra], mask[count:, :extra] = other.states, other.mask
+    return TextStates(states, mask)

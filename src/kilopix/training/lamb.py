@@ -1,0 +1,104 @@
+"""LAMB: Adam's direction, with a step as long as the weights allow.
+
+In: parameters with gradients. Out: stepped parameters.
+"""
+
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from kilopix.config import Config
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+_CHUNK = {"cpu": 1, "cuda": 2**27}
+"""Elements that are updated together: on a CPU one tensor, which stays in its cache."""
+
+
+class LambConfig(Config):
+    """LAMB (You et al. 2020), as CAD-I is trained."""
+
+    kind: Literal["lamb"] = "lamb"
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.01, ge=0)
+    eps: float = Field(default=1e-8, gt=0)
+
+
+class Lamb(torch.optim.Optimizer):
+    """m/(sqrt v + eps) + decay w, scaled to ||w|| over its own norm (You et al. 2020, algorithm 2).
+
+    Moments are corrected for their bias. `others` (norms and biases) are neither decayed nor scaled. The
+    direction of one tensor at a time is made in a scratch buffer by the fused Adam kernel, so that
+    weights, gradients and moments pass through memory once.
+    """
+
+    def __init__(self, config: LambConfig, layers: list[nn.Parameter], others: list[nn.Parameter]):
+        groups = [
+            {"params": layers, "weight_decay": config.weight_decay, "peak_lr": config.lr, "adapt": True},
+            {"params": others, "weight_decay": 0.0, "peak_lr": config.lr, "adapt": False},
+        ]
+        super().__init__([g for g in groups if g["params"]], {"lr": config.lr})
+        self.betas, self.eps = config.betas, config.eps
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """One step of every parameter that has a gradient."""
+        loss = closure() if closure else None
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for chunk in _chunks(params):
+                self._step(chunk, group["lr"], group["weight_decay"], group["adapt"])
+        return loss
+
+    def _step(self, params: list[Tensor], lr: float, decay: float, adapt: bool) -> None:
+        states = [self._state(p) for p in params]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        updates = list(torch._foreach_mul(params, -decay))
+        torch._fused_adam_(
+            updates,
+            [p.grad for p in params if p.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            steps,
+            lr=1.0,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=0.0,
+            eps=self.eps,
+            amsgrad=False,
+            maximize=False,
+        )
+        if not adapt:
+            torch._foreach_add_(params, updates, alpha=lr)
+            return
+        for p, update in zip(params, updates, strict=True):
+            weight, length = p.norm(), update.norm()
+            ratio = torch.where((weight > 0) & (length > 0), weight / length, torch.ones_like(weight))
+            p.addcmul_(update, lr * ratio)
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+
+def _chunks(params: list[Tensor]) -> list[list[Tensor]]:
+    """Parameters in their order, in runs that are updated together."""
+    chunks: list[list[Tensor]] = []
+    size = 0
+    for p in params:
+        limit = _CHUNK.get(p.device.type, _CHUNK["cuda"])
+        if not chunks or size + p.numel() > limit:
+            chunks.append([])
+            size = 0
+        chunks[-1].append(p)
+        size += p.numel()
+    return chunks
