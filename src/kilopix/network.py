@@ -51,15 +51,19 @@ def training_predictor(
     context: Context,
     windows: Float[Tensor, "B 4"],
     self_condition: Bool[Tensor, " B"],
+    routing: torch.Generator | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """The predictor of a training step: noisy latents `B C H W` and times `B` to predictions."""
+    """The predictor of a training step: noisy latents `B C H W` and times `B` to predictions.
+
+    `routing` draws which tokens a DiT routes past its middle blocks, where its config says so.
+    """
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         if isinstance(network, RIN):
             assert isinstance(context, RINContext)
             return network.self_conditioned(x, path.at(t).gamma, context, self_condition)
         assert isinstance(context, TextContext)
-        return network(x, t, context, windows)
+        return network(x, t, context, windows, routing)
 
     return predict
 

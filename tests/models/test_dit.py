@@ -4,7 +4,14 @@ import torch
 from kilopix.config import parse
 from kilopix.diffusion.objective import ObjectiveConfig, loss_per_sample
 from kilopix.errors import UserError
-from kilopix.models.dit import DiT, DiTConfig, flops_per_image, token_positions
+from kilopix.models.dit import (
+    DIT_SIZES,
+    DiT,
+    DiTConfig,
+    RoutingConfig,
+    flops_per_image,
+    token_positions,
+)
 from kilopix.models.layers import rotary_2d
 from kilopix.types import TextStates
 
@@ -122,3 +129,50 @@ def test_flops_agree_with_torch():
         net(torch.randn(1, 4, 8, 8), torch.tensor([0.5]), net.encode_text(text(1)))
     estimate = flops_per_image(SMALL, latent_side=8, channels=4, text_tokens=6)
     assert abs(estimate / counter.get_total_flops() - 1) < 0.1
+
+
+def test_sizes_are_those_of_the_table():
+    counts = {}
+    for name, config in DIT_SIZES.items():
+        with torch.device("meta"):
+            net = DiT(config, channels=4, text_width=2048)
+        counts[name] = sum(p.numel() for p in net.parameters()) / 1e6
+    assert 380 < counts["L"] < 420
+    assert counts["S"] < 0.3 * counts["B"] < 0.3 * counts["L"]
+
+
+def test_routing_is_off_for_few_tokens_and_in_sampling():
+    config = SMALL.model_copy(update={"depth": 5, "routing": RoutingConfig(share=0.5, first=1, after=1)})
+    net = network(config)
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.2, 0.9])
+    context = net.encode_text(text(2))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(net(x, t, context), net(x, t, context, routing=generator))
+
+
+def test_routed_tokens_pass_by_the_middle_blocks():
+    """With blocks that do nothing but the middle one, only the tokens that stayed differ."""
+    routing = RoutingConfig(share=0.75, first=1, after=1, min_tokens=16)
+    net = network(SMALL.model_copy(update={"depth": 3, "patch": 1, "routing": routing}))
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([0.5])
+    context = net.encode_text(text(1))
+    seen = []
+    for block in net.blocks:
+        block.register_forward_hook(lambda block, given, out: seen.append(given[0].shape[1]))
+    whole = net(x, t, context)
+    routed = net(x, t, context, routing=torch.Generator().manual_seed(0))
+    registers = SMALL.registers
+    assert seen == [64 + registers] * 3 + [64 + registers, 16 + registers, 64 + registers]
+    assert routed.isfinite().all()
+    assert not torch.allclose(whole, routed)
+    again = net(x, t, context, routing=torch.Generator().manual_seed(0))
+    assert torch.equal(routed, again)
+
+
+def test_without_rows_lost_routing_to_the_last_block_gives_all_tokens_back():
+    routing = RoutingConfig(share=0.5, first=0, after=0, min_tokens=16)
+    net = network(SMALL.model_copy(update={"routing": routing, "patch": 1}))
+    x, t = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 0.2])
+    out = net(x, t, net.encode_text(text(2)), routing=torch.Generator().manual_seed(0))
+    assert out.shape == x.shape
+    assert out.isfinite().all()

@@ -4,7 +4,7 @@ In: noisy latents `B C H W`, times, and a text context computed once per text. O
 latents' shape. Choices: rotary 2-D positions in continuous coordinates, and where each token lies added to
 it; RMSNorm, QK-norm, SwiGLU; one shared time modulation with an offset per block; text by cross-attention
 and (pooled) in the modulation; register tokens. Blocks and output start at zero, so that a new network is
-the identity inside.
+the identity inside. For large pictures tokens can be routed past the middle blocks in training.
 """
 
 from dataclasses import dataclass
@@ -34,6 +34,17 @@ _POSITION_FREQUENCIES = 4
 _WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
+class RoutingConfig(Config):
+    """Token routing in training (TREAD; Krause et al. 2025): a random share of the patch tokens passes by the
+    blocks from `first` up to the last `after` ones, and joins again. Off below `min_tokens`, where it hurts.
+    """
+
+    share: float = Field(default=0.0, ge=0, lt=1)
+    first: int = Field(default=2, ge=0)
+    after: int = Field(default=2, ge=0)
+    min_tokens: int = Field(default=1_000, ge=1)
+
+
 class DiTConfig(Config):
     """Shape of a DiT; latent channels and text width come from the encoders."""
 
@@ -45,12 +56,21 @@ class DiTConfig(Config):
     mlp_ratio: float = Field(default=4.0, gt=0)
     text_layers: int = Field(default=1, ge=0)
     registers: int = Field(default=4, ge=0)
+    routing: RoutingConfig = RoutingConfig()
 
     @model_validator(mode="after")
     def _heads_divide(self):
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} over heads {self.heads} must be a multiple of 4")
         return self
+
+
+DIT_SIZES = {
+    "S": DiTConfig(width=384, depth=12, heads=6, patch=2, text_layers=2),
+    "B": DiTConfig(width=768, depth=12, heads=12, patch=2, text_layers=2),
+    "L": DiTConfig(width=1024, depth=21, heads=16, patch=2, text_layers=2),
+}
+"""For latents of 32 positions a side; L has 386M parameters over Flan-T5-XL, as many as the paper's."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +155,12 @@ class DiT(nn.Module):
         t: Float[Tensor, " B"],
         context: TextContext,
         window: Float[Tensor, "B 4"] | None = None,
+        routing: torch.Generator | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """Predict; `window` (x0, y0, x1, y1 in fractions of the whole image) says which part x shows."""
+        """Predict; `window` (x0, y0, x1, y1 in fractions of the whole image) says which part x shows.
+
+        With a generator as `routing`, tokens are routed as the config says; without one, none are.
+        """
         patch = self.config.patch
         height, width = x.shape[2] // patch, x.shape[3] // patch
         tokens = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))
@@ -148,11 +172,39 @@ class DiT(nn.Module):
         rotary = rotary_2d(_POSITIONS_PER_SIDE * positions, self.config.width // self.config.heads)
         condition = torch.nn.functional.silu(self.time(t) + context.pooled)
         modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
-        for block, keys_values in zip(self.blocks, context.keys_values, strict=True):
-            tokens = block(tokens, modulation, rotary, keys_values, context.mask)
+        tokens = self._through_blocks(tokens, modulation, rotary, context, routing)
         shift, scale = self.modulation_out(condition)[:, None].chunk(2, dim=-1)
         out = self.patch_out(self.norm_out(tokens[:, self.config.registers :]) * (1 + scale) + shift)
         return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=patch, q=patch)
+
+    def _through_blocks(
+        self,
+        tokens: Tensor,
+        modulation: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        context: TextContext,
+        routing: torch.Generator | None,
+    ) -> Tensor:
+        """All blocks in turn; the tokens that are routed wait beside the middle ones."""
+        config, registers = self.config.routing, self.config.registers
+        patches = tokens.shape[1] - registers
+        begin, end = config.first, len(self.blocks) - config.after
+        routed = routing is not None and config.share > 0 and patches >= config.min_tokens and begin < end
+        waiting, whole, kept = tokens, rotary, None
+        for i, (block, keys_values) in enumerate(zip(self.blocks, context.keys_values, strict=True)):
+            if routed and i == begin:
+                order = torch.randperm(patches, generator=routing)[: round(patches * (1 - config.share))]
+                kept = torch.cat([torch.arange(registers), registers + order.sort().values]).to(tokens.device)
+                waiting, tokens = tokens, tokens[:, kept]
+                rotary = whole[0][:, :, kept], whole[1][:, :, kept]
+            if routed and i == end:
+                assert kept is not None
+                tokens, rotary = waiting.index_copy(1, kept, tokens), whole
+            tokens = block(tokens, modulation, rotary, keys_values, context.mask)
+        if routed and end == len(self.blocks):
+            assert kept is not None
+            tokens = waiting.index_copy(1, kept, tokens)
+        return tokens
 
 
 def token_positions(height: int, width: int, window: Float[Tensor, "B 4"]) -> Float[Tensor, "B T 2"]:

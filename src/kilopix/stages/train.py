@@ -196,9 +196,8 @@ def _step(
     windows, t = batch.window.to(device), decisions.t.to(device)
 
     context = encode_text(state.network, text, (~decisions.drop_text).float().to(device))
-    predict = training_predictor(
-        state.network, objective.path, context, windows, decisions.self_condition.to(device)
-    )
+    seen_again = decisions.self_condition.to(device)
+    predict = training_predictor(state.network, objective.path, context, windows, seen_again, generator)
     losses = loss_per_sample(objective, predict, latents, noise, t)
     loss = losses.mean()
     loss.backward()
