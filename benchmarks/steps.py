@@ -19,12 +19,13 @@ from kilopix.diffusion.guidance import ConstantGuidance, Predict, guided
 from kilopix.diffusion.paths import GammaPath, PathConfig, StraightPath
 from kilopix.diffusion.samplers import SamplerName
 from kilopix.diffusion.sampling import SamplingConfig, sample
-from kilopix.diffusion.schedule import EvenSpacing, KarrasSpacing, LogSNRSpacing, SpacingConfig
+from kilopix.diffusion.schedule import EvenSpacing, FlowSpacing, KarrasSpacing, LogSNRSpacing, SpacingConfig
 
 EVALUATIONS = (5, 10, 20, 25, 50, 100, 250)
 SPACINGS: dict[str, SpacingConfig] = {
     "even in t": EvenSpacing(),
     "even, shift 2": EvenSpacing(shift=2.0),
+    "flow, shift 2": FlowSpacing(),
     "log-SNR": LogSNRSpacing(),
     "Karras, rho 7": KarrasSpacing(),
     "Karras, rho 3, 20 to 0.05": KarrasSpacing(sigma_max=20.0, sigma_min=0.05, rho=3.0),

@@ -10,7 +10,14 @@ from torch import Tensor
 from kilopix.diffusion.paths import EDMPath, GammaPath, PathConfig, StraightPath, data_of_state
 from kilopix.diffusion.samplers import SAMPLERS
 from kilopix.diffusion.sampling import SamplingConfig, sample
-from kilopix.diffusion.schedule import EvenSpacing, KarrasSpacing, LogSNRSpacing, SpacingConfig, times_for
+from kilopix.diffusion.schedule import (
+    EvenSpacing,
+    FlowSpacing,
+    KarrasSpacing,
+    LogSNRSpacing,
+    SpacingConfig,
+    times_for,
+)
 
 MEAN, STD = 0.7, 0.4
 PATHS = [
@@ -93,7 +100,7 @@ def test_no_sampler_gives_anything_but_numbers_on_the_paths_ends():
     """Pure noise and pure data have infinite log signal-to-noise ratios: none may leak into the state."""
     noise = torch.randn(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     for path, sampler, steps in itertools.product(PATHS, SAMPLERS, (1, 2, 3, 7)):
-        for spacing in (EvenSpacing(), EvenSpacing(shift=3), LogSNRSpacing(), KarrasSpacing()):
+        for spacing in (EvenSpacing(), EvenSpacing(shift=3), FlowSpacing(), LogSNRSpacing(), KarrasSpacing()):
             out = end_of(sampler, steps, noise, path, spacing=spacing)
             assert out.dtype == torch.float32
             assert out.isfinite().all(), (path, sampler, steps, spacing)
@@ -117,7 +124,9 @@ def test_every_step_is_seen():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=name_of)
-@pytest.mark.parametrize("spacing", [EvenSpacing(), EvenSpacing(shift=3), LogSNRSpacing(), KarrasSpacing()])
+@pytest.mark.parametrize(
+    "spacing", [EvenSpacing(), EvenSpacing(shift=3), FlowSpacing(), LogSNRSpacing(), KarrasSpacing()]
+)
 def test_times_fall_from_noise_to_data(path, spacing):
     for steps in (1, 2, 3, 30):
         times = times_for(spacing, steps, path)
@@ -125,6 +134,14 @@ def test_times_fall_from_noise_to_data(path, spacing):
         assert times[0] == 1
         assert times[-1] == 0
         assert (times.diff() < 0).all(), times
+
+
+def test_flow_spacing_is_even_on_the_straight_path_and_visits_the_same_noise_on_others():
+    times = times_for(FlowSpacing(shift=2), 12, StraightPath())
+    torch.testing.assert_close(times, times_for(EvenSpacing(shift=2), 12, StraightPath()))
+    path = GammaPath()
+    point = path.at(times_for(FlowSpacing(shift=2), 12, path)[1:-1])
+    torch.testing.assert_close(point.sigma / (point.alpha + point.sigma), times[1:-1])
 
 
 def test_spacings_are_even_in_what_they_say():

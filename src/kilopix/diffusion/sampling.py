@@ -15,7 +15,7 @@ from kilopix.config import Config
 from kilopix.diffusion.guidance import ConstantGuidance, GuidanceConfig, Predict
 from kilopix.diffusion.paths import PathConfig, data_of_state
 from kilopix.diffusion.samplers import SAMPLERS, Denoise, FreshNoise, OnStep, SamplerName
-from kilopix.diffusion.schedule import EvenSpacing, SpacingConfig, times_for
+from kilopix.diffusion.schedule import EvenSpacing, FlowSpacing, SpacingConfig, times_for
 from kilopix.types import Prediction
 
 
@@ -63,16 +63,18 @@ class SamplingConfig(Config):
     carry_latents: bool = True
 
 
-PresetName = Literal["published"]
+PresetName = Literal["recommended", "published"]
 PRESETS: dict[PresetName, SamplingConfig] = {
+    "recommended": SamplingConfig(sampler="dpmpp_2m", steps=25, spacing=FlowSpacing(shift=2.0)),
     "published": SamplingConfig(
         sampler="ddim",
         steps=250,
         guidance=ConstantGuidance(scale=16.0, start=0.999),
         threshold=Clamp(value=1.2),
-    )
+    ),
 }
-"""`published`: the released CAD-I pipeline (w = 15, which is scale 16, and none at the first step)."""
+"""`recommended`: the fewest steps for what they reach, for every network and path (docs/sampling.md).
+`published`: the released CAD-I pipeline (w = 15, which is scale 16, and none at the first step)."""
 
 
 @dataclass(frozen=True)

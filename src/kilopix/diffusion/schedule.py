@@ -22,6 +22,15 @@ class EvenSpacing(Config):
     shift: float = Field(default=1.0, gt=0, description="above 1 spends more steps near the noise")
 
 
+class FlowSpacing(Config):
+    """Even in r = sigma / (alpha + sigma), the time of the straight path that every path can be written as,
+    moved towards the noise by `shift`: on the straight path it is `even`, on others it is better.
+    """
+
+    kind: Literal["flow"] = "flow"
+    shift: float = Field(default=2.0, gt=0)
+
+
 class LogSNRSpacing(Config):
     """Even in the log signal-to-noise ratio log(alpha / sigma), between two ends (Lu et al. 2022)."""
 
@@ -51,29 +60,32 @@ class KarrasSpacing(Config):
         return self
 
 
-SpacingConfig = Annotated[EvenSpacing | LogSNRSpacing | KarrasSpacing, Field(discriminator="kind")]
+SpacingConfig = Annotated[
+    EvenSpacing | FlowSpacing | LogSNRSpacing | KarrasSpacing, Field(discriminator="kind")
+]
 
 
 def times_for(spacing: SpacingConfig, steps: int, path: PathConfig) -> Float[Tensor, " S"]:
     """The times that a sampler visits; the first is 1 and the last 0 whatever the spacing's ends."""
+    even = 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
     if isinstance(spacing, EvenSpacing):
-        return shift_time(1 - torch.arange(steps + 1, dtype=torch.float64) / steps, spacing.shift)
-    first, last = _ends(spacing, path)
-    done = torch.arange(1, steps, dtype=torch.float64) / max(steps - 1, 1)
-    if isinstance(spacing, LogSNRSpacing):
-        levels = first + (last - first) * done
+        return shift_time(even, spacing.shift)
+    noisiest, cleanest = log_snr(path, torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
+    if isinstance(spacing, FlowSpacing):
+        levels = -torch.logit(shift_time(even[1:-1], spacing.shift))
     else:
-        first, last = math.exp(-first / spacing.rho), math.exp(-last / spacing.rho)
-        levels = -spacing.rho * torch.log(first + (last - first) * done)
-    inner = time_of_log_snr(path, levels)
+        levels = _levels(spacing, steps, noisiest, cleanest)
+    inner = time_of_log_snr(path, levels.clamp(noisiest, cleanest))
     return torch.cat([torch.ones(1, dtype=torch.float64), inner, torch.zeros(1, dtype=torch.float64)])
 
 
-def _ends(spacing: LogSNRSpacing | KarrasSpacing, path: PathConfig) -> tuple[float, float]:
-    """Log signal-to-noise ratios between which to walk: the spacing's, where the path goes as far."""
+def _levels(spacing: LogSNRSpacing | KarrasSpacing, steps: int, noisiest: float, cleanest: float) -> Tensor:
+    """Log signal-to-noise ratios of the inner times, between the spacing's ends or the path's."""
+    done = torch.arange(1, steps, dtype=torch.float64) / max(steps - 1, 1)
     if isinstance(spacing, LogSNRSpacing):
-        first, last = spacing.noisiest, spacing.cleanest
-    else:
-        first, last = -math.log(spacing.sigma_max), -math.log(spacing.sigma_min)
-    noisiest, cleanest = log_snr(path, torch.tensor([1.0, 0.0], dtype=torch.float64)).tolist()
-    return max(first, noisiest), min(last, cleanest)
+        first, last = max(spacing.noisiest, noisiest), min(spacing.cleanest, cleanest)
+        return first + (last - first) * done
+    first = max(-math.log(spacing.sigma_max), noisiest)
+    last = min(-math.log(spacing.sigma_min), cleanest)
+    first, last = math.exp(-first / spacing.rho), math.exp(-last / spacing.rho)
+    return -spacing.rho * torch.log(first + (last - first) * done)
