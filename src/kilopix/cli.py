@@ -30,6 +30,11 @@ Overrides = Annotated[
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe (TOML).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Processes on this machine, or actors on a Ray cluster (RAY_ADDRESS)."),
+]
+PartRows = Annotated[int, typer.Option(min=1, help="Pictures in a part: what an interruption loses at most.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 ManifestPath = Annotated[Path, typer.Argument(help="Manifest (.parquet) that `kilopix caption` wrote.")]
 Steps = Annotated[
@@ -73,11 +78,12 @@ def caption(
     ] = "aio",
     seed: Seed = 0,
     workers: Workers = None,
+    engine: EngineName = "local",
 ) -> None:
     """Write a caption for every image of a folder; files that are no images are named and left out."""
     from kilopix.stages.caption import run
 
-    run(images, out, captioner, seed, workers)
+    run(images, out, captioner, seed, workers, engine)
 
 
 @app.command(epilog=_example("kilopix augment captions.parquet augmented --size 64"))
@@ -94,11 +100,13 @@ def augment(
     size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 256,
     seed: Seed = 0,
     workers: Workers = None,
+    engine: EngineName = "local",
+    part_rows: PartRows = 512,
 ) -> None:
     """Make one CutMix or Crop image of every image, with a caption that says what is where."""
     from kilopix.stages.augment import run
 
-    run(manifest, out, kind, setting, size, seed, workers)
+    run(manifest, out, kind, setting, size, seed, workers, engine, part_rows)
 
 
 @app.command(epilog=_example("kilopix encode captions.parquet shards --augmented augmented/manifest.parquet"))
@@ -109,12 +117,43 @@ def encode(
     recipe: RecipeName = "mini",
     augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
     device: Device = "auto",
+    online: Annotated[
+        bool, typer.Option("--online", help="Make the recipe's augmented images while encoding.")
+    ] = False,
+    workers: Workers = None,
+    engine: EngineName = "local",
+    part_rows: PartRows = 1024,
 ) -> None:
     """Turn images and captions into shards of latents and text states."""
     from kilopix.recipe import load_recipe
     from kilopix.stages.encode import run
 
-    run(manifest, out, load_recipe(recipe, overrides or []), augmented, device)
+    loaded = load_recipe(recipe, overrides or [])
+    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows)
+
+
+@app.command(epilog=_example("kilopix verify shards"))
+def verify(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards that `kilopix encode` wrote.")],
+) -> None:
+    """Check that shards are whole: hashes, counts, sizes, and that every number is finite."""
+    from kilopix.stages.verify import run
+
+    run(shards)
+
+
+@app.command(epilog=_example("kilopix inspect shards shards.html"))
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards that `kilopix encode` wrote.")],
+    out: Annotated[Path, typer.Argument(help="HTML file to write.")] = Path("shards.html"),
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="How many pictures.")] = 24,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Show pictures decoded from the latents of shards, beside the captions that they are trained with."""
+    from kilopix.stages.inspect import run
+
+    run(shards, out, num_images, seed, device)
 
 
 @app.command(epilog=_example("kilopix train shards run training.images=2000"))

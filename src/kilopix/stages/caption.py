@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kilopix.data.captions import aio
+from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, Row, finished, from_table, to_table, write_manifest
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.sources import BrokenImage, SourceItem, class_folders, loose_images, open_image
@@ -25,7 +26,12 @@ ROWS_PER_PART = 1024
 
 
 def run(
-    images: Path, out: Path, captioner: Captioner = "aio", seed: int = 0, workers: int | None = None
+    images: Path,
+    out: Path,
+    captioner: Captioner = "aio",
+    seed: int = 0,
+    workers: int | None = None,
+    engine: Engine = "local",
 ) -> Manifest:
     """Caption every picture below `images`; the same command again goes on, or says that it is done."""
     items = class_folders(images)
@@ -44,7 +50,7 @@ def run(
     open_job(folder, job)
     parts = Parts(folder, -(-len(items) // ROWS_PER_PART))
     make = CaptionPart(images, items, scenes, seed)
-    make_parts(parts, make, "caption", len(items), workers)
+    make_parts(parts, make, "caption", len(items), workers, engine)
     rows = [row for table in parts.tables() for row in from_table(table)]
     rows += [Row(name, "", error="not in a class folder") for name in loose_images(images)]
     failed = write_manifest(out, images, rows, job)
