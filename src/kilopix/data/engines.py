@@ -187,6 +187,7 @@ def run_ray(job: Job, missing: Sequence[int], workers: int | None, done: Callabl
     queue, deaths, left = deque(missing), Deaths(), len(missing)
     waiting: dict[Any, tuple[Any, int | None]] = {}  # of each call: its actor, and the part or None
     idle: list[Any] = []
+    failed_starts = 0
     try:
         while left:
             wanted = min(workers or left, left, int(ray.cluster_resources().get(resource, 0)) or 1)
@@ -201,13 +202,18 @@ def run_ray(job: Job, missing: Sequence[int], workers: int | None, done: Callabl
                 try:
                     ray.get(call)
                 except RayActorError as error:
-                    if part is not None:
+                    if part is None:
+                        failed_starts += 1
+                        if failed_starts >= MOST_DEATHS:
+                            raise UserError(f"Ray's actors do not start; is kilopix there? {error}") from None
+                    else:
                         deaths.add(part, type(error).__name__)
                         queue.appendleft(part)
                     continue
                 except RayTaskError as error:
                     raise error.cause from None
                 idle.append(actor)
+                failed_starts = 0
                 if part is not None:
                     left -= 1
                     done(part)

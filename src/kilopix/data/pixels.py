@@ -40,7 +40,8 @@ def _resized(pixels: np.ndarray, side: int) -> np.ndarray:
     import torch
     from torch.nn.functional import interpolate
 
-    # In torch's channels-last order, which is how the bytes lie; its fast path is for that order.
-    tensor = torch.from_numpy(pixels[None]).permute(0, 3, 1, 2)
+    # In torch's channels-last order, which is how the bytes lie; its fast path is for that order, and
+    # knows it by the strides, for which NumPy's own new axis would have 0.
+    tensor = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
     out = interpolate(tensor, size=(side, side), mode="bicubic", antialias=True)
     return np.ascontiguousarray(out.permute(0, 2, 3, 1)[0].numpy())
