@@ -1,23 +1,16 @@
-"""Where pictures come from, and how one is opened.
+"""Class folders: a folder with one sub-folder per class.
 
-In: a folder with one sub-folder per class. Out: items in a fixed order, and RGB pictures; a file that
-cannot be read raises `BrokenImage`, which stages count and report instead of stopping.
+In: such a folder. Out: items in a fixed order, each with the name of its class.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
-
-from kilopix.types import UserError
+from kilopix.errors import UserError
 
 CLASS_TABLE = "classes.txt"
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-
-class BrokenImage(Exception):
-    """A file that is no readable picture; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -89,55 +82,3 @@ def _read_names(path: Path) -> dict[str, str]:
 def class_name_of(folder: str) -> str:
     """The class name that a folder's name stands for."""
     return " ".join(folder.replace("_", " ").split())
-
-
-def open_image(path: Path, at_least: int | None = None) -> Image.Image:
-    """Open, decode, turn upright and convert one picture to RGB.
-
-    `at_least` lets the JPEG decoder scale down by itself, to no less than this many pixels on the
-    shorter side. Transparent parts become white; 16-bit greyscale is scaled to 8 bits.
-    """
-    try:
-        with Image.open(path) as image:
-            if at_least and image.format == "JPEG":
-                image.draft("RGB", _draft_size(image.size, at_least))
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError:
-        raise BrokenImage("not an image") from None
-    except FileNotFoundError:
-        raise BrokenImage("no such file") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        # Pillow raises all of these, SyntaxError included, for files that are damaged.
-        raise BrokenImage(str(error) or type(error).__name__) from None
-
-
-def _draft_size(size: tuple[int, int], at_least: int) -> tuple[int, int]:
-    scale = at_least / min(size)
-    return (max(1, round(size[0] * scale)), max(1, round(size[1] * scale)))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image.load()
-        values = image.convert("F")
-        top = 65535.0 if image.mode.startswith("I") else 1.0
-        return values.point(lambda v: v * (255.0 / top) + 0.0).convert("L").convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def square(image: Image.Image, side: int) -> Image.Image:
-    """The centred square of a picture at `side` x `side` pixels, resized once."""
-    short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
-    return window(image, (left, top, left + short, top + short), side)
-
-
-def window(image: Image.Image, box: tuple[float, float, float, float], side: int) -> Image.Image:
-    """A window of a picture, in its pixels, at `side` x `side` pixels, resized once."""
-    if box[2] - box[0] < side:
-        return image.resize((side, side), Image.Resampling.BICUBIC, box=box)
-    return image.resize((side, side), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
