@@ -1,6 +1,6 @@
 """Pictures as arrays: opened at no more pixels than are needed, cut and resized once.
 
-In: files below a root. Out: uint8 arrays `side x side x 3`. The resizing is torch's bicubic one with
+In: paths below a root, which may lead into a Parquet or tar file. Out: uint8 arrays `side x side x 3`. The resizing is torch's bicubic one with
 antialiasing, which works on bytes with the weights that Pillow uses, several times as fast.
 """
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kilopix.data.sources import open_image
+from kilopix.data.sources import open_picture
 
 Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -23,7 +23,7 @@ def read_square(root: Path, path: str, side: int, box: Box = WHOLE) -> np.ndarra
     Raises `BrokenImage` if the file is no readable picture.
     """
     share = box[2] - box[0]
-    return fit(open_image(root / path, ceil(side / share)), side, box)
+    return fit(open_picture(root, path, ceil(side / share)), side, box)
 
 
 def fit(image: Image.Image, side: int, box: Box = WHOLE) -> np.ndarray:
@@ -33,7 +33,7 @@ def fit(image: Image.Image, side: int, box: Box = WHOLE) -> np.ndarray:
     part = max(1, round((box[2] - box[0]) * short))
     x0, y0 = (min(round(v * short), short - part) for v in box[:2])
     pixels = np.array(image.crop((left + x0, top + y0, left + x0 + part, top + y0 + part)))
-    return pixels if pixels.shape[:2] == (side, side) else _resized(pixels, side)
+    return pixels if part == side else _resized(pixels, side)
 
 
 def _resized(pixels: np.ndarray, side: int) -> np.ndarray:

@@ -90,7 +90,8 @@ def _check_size(width: int, height: int) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Turned as its EXIF tag says; a picture whose EXIF data are damaged stays as it is."""
     try:
-        return ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # no copy of a picture that stands upright
+        return image
     except _DAMAGE:
         return image
 
@@ -110,7 +111,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def square(image: Image.Image, side: int) -> Image.Image:
