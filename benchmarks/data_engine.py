@@ -27,7 +27,10 @@ from kilopix.data.parts import Parts, one_thread_here, write_table
 from kilopix.data.rows import write_rows
 from kilopix.data.shards import ShardIndex, Shards, to_shard, write_index
 from kilopix.data.text_storage import TextStorage
+from kilopix.pretrained.autoencoder import SDAutoencoderConfig, encode_images, load_autoencoder
+from kilopix.pretrained.text_encoder import T5Config, encode_in_batches, load_text_encoder
 from kilopix.stages.augment import AugmentPart
+from kilopix.stages.encode import Pace
 from kilopix.types import LatentMoments, TextStates
 
 SIDE, QUALITY = 256, 95
@@ -143,52 +146,69 @@ def cores() -> None:
     print(f"  1 process {rates[0]:.0f}/s, 2 processes {rates[1]:.0f}/s: {rates[1] / rates[0]:.2f} times")
 
 
-def encoding() -> None:
-    """Small networks of the paper's classes: batches, one pass, against one at a time, two passes."""
+def write_networks(folder: Path) -> tuple[SDAutoencoderConfig, T5Config]:
+    """A small AutoencoderKL and a small T5 encoder, random, in folders as the hub has them."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-    from transformers import T5Config, T5EncoderModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast, T5EncoderModel
+    from transformers import T5Config as HubT5Config
 
-    print("encoding with a small AutoencoderKL and T5 encoder, one core")
     torch.manual_seed(0)
-    autoencoder = AutoencoderKL(
+    AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 32, 32, 32),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=4,
-    ).eval()
-    config = T5Config(vocab_size=1000, d_model=256, d_kv=32, d_ff=512, num_layers=4, num_heads=8)
-    text = T5EncoderModel(config).eval()
-    generator = torch.Generator().manual_seed(0)
-    count = 64
-    images = torch.rand(count, 3, 128, 128, generator=generator) * 2 - 1
+    ).save_pretrained(str(folder / "kl"))
+    config = HubT5Config(vocab_size=1000, d_model=256, d_kv=32, d_ff=512, num_layers=4, num_heads=8)
+    T5EncoderModel(config).save_pretrained(folder / "t5")
+    words = ["<pad>", "<unk>", *(f"w{i}" for i in range(998))]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>")
+    fast.save_pretrained(folder / "t5")
+    return SDAutoencoderConfig(name=str(folder / "kl")), T5Config(name=str(folder / "t5"), max_tokens=256)
+
+
+def encoding() -> None:
+    """Small networks of the paper's classes: batches, one pass, against one at a time, two passes."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from transformers import AutoTokenizer, T5EncoderModel
+
+    print("encoding with a small AutoencoderKL at 128 pixels and a small T5 encoder, one core")
+    generator, count, side = torch.Generator().manual_seed(0), 64, 128
+    images = torch.rand(count, 3, side, side, generator=generator) * 2 - 1
     lengths = torch.randint(60, 140, (count,), generator=generator).tolist()
-    texts = [torch.randint(2, 1000, (n,), generator=generator) for n in lengths]
+    texts = [" ".join(f"w{i}" for i in torch.randint(0, 998, (n,), generator=generator)) for n in lengths]
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode(), one_thread_here():
+        folder = Path(name)
+        configs = write_networks(folder)
+        autoencoder = AutoencoderKL.from_pretrained(str(folder / "kl"), low_cpu_mem_usage=False).eval()
+        text = T5EncoderModel.from_pretrained(folder / "t5").eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder / "t5")
+        ours, our_text = load_autoencoder(configs[0], None), load_text_encoder(configs[1])
+        pace = Pace.of("cpu", side)
 
-    def one_at_a_time() -> None:
-        for image, ids in zip(images, texts, strict=True):
-            mean = autoencoder.encode(image[None]).latent_dist.mean
-            std = autoencoder.encode(image[None]).latent_dist.std
-            assert mean.shape == std.shape
-            text(input_ids=ids[None])
+        def one_at_a_time(with_text: bool = True) -> None:
+            for image, caption in zip(images, texts, strict=True):
+                mean = autoencoder.encode(image[None]).latent_dist.mean
+                std = autoencoder.encode(image[None]).latent_dist.std
+                assert mean.shape == std.shape
+                if with_text:
+                    text(**tokenizer(caption, return_tensors="pt", return_token_type_ids=False))
 
-    def in_batches() -> None:
-        for batch in images.split(16):
-            latents = autoencoder.encode(batch).latent_dist
-            assert latents.mean.shape == latents.std.shape
-        from kilopix.pretrained.text_encoder import _batches_of_like_length
+        def in_batches(with_text: bool = True) -> None:
+            for batch in images.split(pace.images):
+                encode_images(ours, batch)
+            if with_text:
+                encode_in_batches(our_text, texts, pace.tokens)
 
-        for group in _batches_of_like_length(lengths, 2048):
-            longest = max(lengths[i] for i in group)
-            ids, mask = torch.zeros(2, len(group), longest, dtype=torch.long)
-            for row, i in enumerate(group):
-                ids[row, : lengths[i]], mask[row, : lengths[i]] = texts[i], 1
-            text(input_ids=ids, attention_mask=mask)
-
-    with torch.inference_mode(), one_thread_here():
-        slow, fast = seconds(one_at_a_time, 2), seconds(in_batches, 2)
-    print(f"  {count / fast:.0f} pictures/s against {count / slow:.0f}: {slow / fast:.2f} times")
+        whole = [seconds(work, 2) for work in (one_at_a_time, in_batches)]
+        alone = [seconds(lambda work=work: work(False), 2) for work in (one_at_a_time, in_batches)]
+    print(f"  {count / whole[1]:.0f} pictures with captions/s against {count / whole[0]:.0f}: ", end="")
+    print(f"{whole[0] / whole[1]:.2f} times; the autoencoder alone {alone[0] / alone[1]:.2f} times")
 
 
 def write_shards(folder: Path, count: int, storage: TextStorage, width: int, tokens: tuple[int, int]) -> None:
@@ -303,26 +323,41 @@ def loader() -> None:
     count, size = 256, 32
     print(f"loading: latents {LATENT}, 77 to 180 tokens of {WIDTH}, batches of {size}, pages in memory")
     rng = np.random.default_rng(0)
-    for storage in ("float16", "int8"):
-        with tempfile.TemporaryDirectory() as name:
+    rates: dict[str, float] = {}
+    for storage, dtype in (
+        ("float16", torch.float32),
+        ("bfloat16", torch.bfloat16),
+        ("int8", torch.bfloat16),
+    ):
+        with tempfile.TemporaryDirectory() as name, one_thread_here():
             folder = Path(name)
             write_shards(folder, count, storage, WIDTH, (77, 180))
             shards, order = Shards(folder), SampleOrder(count, 0)
 
-            def ours(dtype: torch.dtype, shards: Shards = shards, order: SampleOrder = order) -> None:
+            def ours(shards: Shards = shards, order: SampleOrder = order, dtype: torch.dtype = dtype) -> None:
                 for first in range(0, count, size):
                     wanted = (rng.random(size) < 0.3).tolist()
                     load_batch(shards, order, first, wanted, [False] * size, dtype=dtype)
 
-            fast, half = seconds(lambda: ours(torch.float32)), seconds(lambda: ours(torch.bfloat16))
-            print(f"  {storage}: {count / fast:.0f} samples/s in float32, {count / half:.0f} in bfloat16")
-            if storage == "int8":
-                continue
-            for dtype in (np.dtype(np.float16), np.dtype(np.float32)):
-                for kind in ("plain", "augmented"):
-                    write_tar(folder / f"{kind}.tar", shards, kind, dtype)
-                slow = seconds(lambda folder=folder: tar_batches(folder, size), 2)
-                print(f"  tar of npy in {dtype}: {count / slow:.0f} samples/s, so {slow / fast:.2f} times")
+            rates[storage] = count / seconds(ours)
+            if storage == "float16":
+                for stored in (np.dtype(np.float16), np.dtype(np.float32)):
+                    for kind in ("plain", "augmented"):
+                        write_tar(folder / f"{kind}.tar", shards, kind, stored)
+                    rates[f"tar {stored}"] = count / seconds(
+                        lambda folder=folder: tar_batches(folder, size), 2
+                    )
+    tar = [rates["tar float16"], rates["tar float32"]]
+    print(
+        f"  tar of npy, batches in float32: {tar[0]:.0f} samples/s stored as float16, {tar[1]:.0f} as float32"
+    )
+    for storage, what in (
+        ("float16", "float16, batches in float32"),
+        ("bfloat16", "bfloat16, batches as stored"),
+        ("int8", "int8, batches in bfloat16"),
+    ):
+        print(f"  shards of {what}: {rates[storage]:.0f} samples/s, ", end="")
+        print(f"{rates[storage] / tar[0]:.2f} and {rates[storage] / tar[1]:.2f} times")
 
 
 def anonymous_mib() -> float:

@@ -109,6 +109,20 @@ def augment(
     run(manifest, out, kind, setting, size, seed, workers, engine, part_rows)
 
 
+@app.command(epilog=_example("kilopix recaption augmented/manifest.parquet new.parquet recaptioned.parquet"))
+def recaption(
+    augmented: Annotated[Path, typer.Argument(help="Manifest that `kilopix augment` wrote.")],
+    captions: Annotated[
+        Path, typer.Argument(help="Manifest that `kilopix caption` wrote of the same pictures.")
+    ],
+    out: Annotated[Path, typer.Argument(help="Manifest to write (.parquet).")],
+) -> None:
+    """Put a captioner's captions of augmented images in place of the composed ones."""
+    from kilopix.stages.recaption import run
+
+    run(augmented, captions, out)
+
+
 @app.command(epilog=_example("kilopix encode captions.parquet shards --augmented augmented/manifest.parquet"))
 def encode(
     manifest: ManifestPath,
@@ -120,6 +134,9 @@ def encode(
     online: Annotated[
         bool, typer.Option("--online", help="Make the recipe's augmented images while encoding.")
     ] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Take the arrays of the published release's tar shards.")
+    ] = False,
     workers: Workers = None,
     engine: EngineName = "local",
     part_rows: PartRows = 1024,
@@ -129,7 +146,7 @@ def encode(
     from kilopix.stages.encode import run
 
     loaded = load_recipe(recipe, overrides or [])
-    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows)
+    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored)
 
 
 @app.command(epilog=_example("kilopix verify shards"))

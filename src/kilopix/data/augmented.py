@@ -6,8 +6,11 @@ the pictures can be made by any worker in any order, beforehand or while encodin
 """
 
 import random
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +19,7 @@ from kilopix.data.cutmix import SettingChoice, choose_crop, choose_paste, paste,
 from kilopix.data.manifest import Row
 from kilopix.data.pixels import read_square
 from kilopix.data.rows import Rows
+from kilopix.data.sources import BrokenImage
 from kilopix.runtime import seed_from
 
 Kind = Literal["cutmix", "crop"]
@@ -105,3 +109,42 @@ class Pictures:
         if self.augmenter:
             return self.augmenter.pixels(row)
         return read_square(self.rows.root, row.path, self.size)
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """The rows that could be read, their pixels `B H W 3` in uint8, and the files that could not."""
+
+    rows: list[Row]
+    pixels: np.ndarray
+    left_out: list[tuple[str, str]]
+
+
+def load_ahead(pictures: Pictures, rows: list[Row], batch: int, threads: int) -> Iterator[LoadedBatch]:
+    """Batches of pictures, decoded in threads while the batch before is in use."""
+
+    def load(row: Row) -> np.ndarray | str:
+        try:
+            return pictures.pixels(row)
+        except BrokenImage as error:
+            return str(error)
+
+    def collect(futures: list[Any], rows: list[Row]) -> LoadedBatch:
+        loaded = [future.result() for future in futures]
+        arrays = [one for one in loaded if not isinstance(one, str)]
+        empty = np.empty((0, pictures.size, pictures.size, 3), np.uint8)
+        return LoadedBatch(
+            [row for row, one in zip(rows, loaded, strict=True) if not isinstance(one, str)],
+            np.stack(arrays) if arrays else empty,
+            [(row.path, one) for row, one in zip(rows, loaded, strict=True) if isinstance(one, str)],
+        )
+
+    waiting: deque[tuple[list[Any], list[Row]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(rows), batch):
+            chunk = rows[start : start + batch]
+            waiting.append(([pool.submit(load, row) for row in chunk], chunk))
+            if len(waiting) > 1:
+                yield collect(*waiting.popleft())
+        while waiting:
+            yield collect(*waiting.popleft())

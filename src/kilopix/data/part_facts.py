@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from kilopix.config import Config
-from kilopix.data.parts import read_table
+from kilopix.data.parts import Parts, read_table
 from kilopix.runtime import atomic_path, sha256_of_file
 from kilopix.types import LatentMoments, LatentStatistics, TextStates, UserError
 
@@ -24,6 +24,33 @@ if TYPE_CHECKING:
 
 EMPTY_TEXT = "empty_text.safetensors"
 _KEY, _EMPTY_KEY = b"kilopix", b"kilopix empty text"
+
+
+@dataclass(frozen=True)
+class ShardParts(Parts):
+    """The files of a set of shards, all kinds one after the other: `plain-00000.arrow`, ..."""
+
+    kinds: tuple[tuple[str, int], ...] = ()
+    rows_per_part: int = 1024
+
+    @classmethod
+    def of(cls, counts: dict[str, int], folder: Path, rows_per_part: int) -> "ShardParts":
+        """The parts of so many rows of each kind."""
+        kinds = tuple((kind, -(-count // rows_per_part)) for kind, count in counts.items())
+        return cls(folder, sum(n for _, n in kinds), "", kinds, rows_per_part)
+
+    def place(self, part: int) -> tuple[str, int]:
+        """The kind of a part, and its number within the kind."""
+        for kind, count in self.kinds:
+            if part < count:
+                return kind, part
+            part -= count
+        raise IndexError(part)
+
+    def path(self, part: int) -> Path:
+        """The file of a part."""
+        kind, number = self.place(part)
+        return self.folder / f"{kind}-{number:05d}.arrow"
 
 
 class LatentSums(Config):

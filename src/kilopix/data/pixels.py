@@ -1,7 +1,8 @@
 """Pictures as arrays: opened at no more pixels than are needed, cut and resized once.
 
-In: paths below a root, which may lead into a Parquet or tar file. Out: uint8 arrays `side x side x 3`. The resizing is torch's bicubic one with
-antialiasing, which works on bytes with the weights that Pillow uses, several times as fast.
+In: paths below a root, which may lead into a Parquet or tar file. Out: uint8 arrays `side x side x 3`. The
+resizing is torch's bicubic one with antialiasing, which works on bytes with the weights that Pillow uses,
+several times as fast.
 """
 
 from math import ceil

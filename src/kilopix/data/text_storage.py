@@ -70,20 +70,24 @@ def tokens_in(size: int, storage: TextStorage, width: int) -> int:
 def stack(
     texts: Sequence[StoredText], storage: TextStorage, dtype: torch.dtype = torch.float32
 ) -> TextStates:
-    """A batch, padded with zeros to the longest text; the bytes are copied once, then converted together."""
+    """A batch, padded with zeros to the longest text; the bytes are copied once, then converted together.
+
+    A `dtype` that is the storage's own needs no conversion, and half the memory of float32.
+    """
     longest = max(len(text) for text in texts)
     shape = len(texts), longest
-    values = np.zeros((*shape, texts[0].values.shape[1]), texts[0].values.dtype)
+    values = np.empty((*shape, texts[0].values.shape[1]), texts[0].values.dtype)
     scales = np.zeros(shape, _SCALE)
-    mask = torch.zeros(shape, dtype=torch.bool)
+    mask = np.zeros(shape, bool)
     for i, text in enumerate(texts):
         values[i, : len(text)] = text.values
+        values[i, len(text) :] = 0
         mask[i, : len(text)] = True
         if text.scales is not None:
             scales[i, : len(text)] = text.scales
     states = torch.from_numpy(values)
     if storage == "int8":
-        states = states.to(dtype) * torch.from_numpy(scales)[..., None].to(dtype)
+        states = states.to(dtype).mul_(torch.from_numpy(scales)[..., None].to(dtype))
     else:
         states = states.view(_HALF[storage]).to(dtype)
-    return TextStates(states, mask)
+    return TextStates(states, torch.from_numpy(mask))

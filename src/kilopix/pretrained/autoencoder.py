@@ -112,7 +112,9 @@ class _DiffusersAutoencoder:
         self._scale, self._shift = scale, shift
         self._folder = folder
         self._device = device
-        self._model = model.to(device).eval().requires_grad_(False)
+        # The order of the bytes for which convolutions are fastest, on GPUs and with large pictures on CPUs.
+        model = model.to(device, memory_format=torch.channels_last)
+        self._model = model.eval().requires_grad_(False)
 
     @property
     def fingerprint(self) -> str:
@@ -128,7 +130,8 @@ class _DiffusersAutoencoder:
                 f"{self.downsampling}."
             )
         with torch.inference_mode():
-            mean, std = _moments(self._model.encode(images.to(self._device, self._model.dtype)))
+            images = images.to(self._device, self._model.dtype, memory_format=torch.channels_last)
+            mean, std = _moments(self._model.encode(images))
         # Outside of inference mode, so that autograd accepts the results as inputs.
         return LatentMoments((mean.float() - self._shift) * self._scale, std.float() * self._scale)
 

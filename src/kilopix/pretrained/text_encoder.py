@@ -179,7 +179,8 @@ def _load_hub(config: T5Config | HubTextConfig, device: str) -> TextEncoder:
 
 def _model_class(config: T5Config | HubTextConfig, folder: Path) -> Any:
     """The class that holds the text encoder alone, so that no other weights are loaded."""
-    from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
     if config.kind == "t5":
         from transformers import T5EncoderModel
@@ -190,7 +191,7 @@ def _model_class(config: T5Config | HubTextConfig, folder: Path) -> Any:
         from transformers import CLIPTextModel
 
         return CLIPTextModel
-    return AutoModelForTextEncoding if getattr(hub, "is_encoder_decoder", False) else AutoModel
+    return MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(hub), AutoModel)
 
 
 def encode_in_batches(

@@ -7,9 +7,6 @@ beside the shards.
 
 import os
 import random
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kilopix.data.augmented import Augmenter, Pictures
+from kilopix.data.augmented import Augmenter, Pictures, load_ahead
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, Row, read_manifest
-from kilopix.data.part_facts import EMPTY_TEXT, LatentSums, PartFacts, gather
-from kilopix.data.parts import JOB, Parts, check_same_job, make_parts, open_job
+from kilopix.data.part_facts import EMPTY_TEXT, LatentSums, PartFacts, ShardParts, gather
+from kilopix.data.parts import JOB, check_same_job, make_parts, open_job
 from kilopix.data.rows import write_rows
 from kilopix.data.shards import (
     CODEC,
@@ -33,8 +30,13 @@ from kilopix.data.shards import (
     to_shard,
     write_index,
 )
-from kilopix.data.sources import BrokenImage
-from kilopix.pretrained.autoencoder import Autoencoder, encode_images, load_autoencoder
+from kilopix.data.sources import BrokenImage, release_arrays
+from kilopix.pretrained.autoencoder import (
+    Autoencoder,
+    SDAutoencoderConfig,
+    encode_images,
+    load_autoencoder,
+)
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.pretrained.text_encoder import TextEncoder, encode_in_batches, load_text_encoder
 from kilopix.recipe import Recipe
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
 ROWS_PER_PART = 1024
 FIT_IMAGES = 2000
 PSNR_IMAGES = 200
+RELEASE_SIDE = 256
 
 
 def run(
@@ -67,11 +70,15 @@ def run(
     workers: int | None = None,
     engine: Engine = "local",
     rows_per_part: int = ROWS_PER_PART,
+    stored: bool = False,
 ) -> ShardIndex:
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
-    With `online`, the recipe's augmented pictures are made while encoding rather than read.
+    With `online`, the recipe's augmented pictures are made while encoding rather than read. With `stored`,
+    what the published release keeps beside its pictures is taken as it is, and nothing plain is encoded.
     """
+    if stored:
+        _check_release(recipe)
     if online and augmented is not None:
         raise UserError("--online makes the augmented pictures; leave out --augmented, or --online.")
     plain = read_manifest(manifest)
@@ -86,6 +93,7 @@ def run(
         "augmented": sha256_of_file(augmented) if augmented else "",
         "online": recipe.data.augment.model_dump(mode="json") if online else {},
         "rows_per_part": rows_per_part,
+        "stored": stored,
     }
     if (out / INDEX).exists():
         check_same_job(read_json(out / JOB), job, out)
@@ -96,7 +104,7 @@ def run(
     device = device if engine == "ray" else pick_device(device)
     psnr = _fit_codec(pictures["plain"], out, recipe)
     parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
-    make = EncodePart(pictures, parts, recipe, out, device)
+    make = EncodePart(pictures, parts, recipe, out, device, stored)
     total = sum(len(p) for p in pictures.values())
     if workers is None and engine == "local" and device.startswith("cuda"):
         workers = torch.cuda.device_count() if device == "cuda" else 1
@@ -140,6 +148,16 @@ def _pictures(
     return pictures
 
 
+def _check_release(recipe: Recipe) -> None:
+    """Refuse a recipe whose encoders are not those of the published release."""
+    text, autoencoder = recipe.text, recipe.autoencoder
+    if text.kind != "t5" or autoencoder.kind != "sd" or recipe.data.image_size != RELEASE_SIDE:
+        raise UserError(
+            "--stored: the release holds states of Flan-T5-XL and latents of Stable Diffusion's autoencoder; "
+            f"set text.kind=t5, autoencoder.kind=sd and data.image_size={RELEASE_SIDE}."
+        )
+
+
 def _fit_codec(pictures: Pictures, out: Path, recipe: Recipe) -> float | None:
     """Fit the patch codec on a sample of the pictures, and measure it on pictures outside the sample."""
     if not isinstance(recipe.autoencoder, PatchCodecConfig):
@@ -168,75 +186,9 @@ def _load_some(pictures: Pictures, numbers: list[int]) -> Tensor:
     return to_images(loaded[0], "cpu")
 
 
-@dataclass(frozen=True)
-class LoadedBatch:
-    """The rows that could be read, their pixels `B H W 3` in uint8, and the files that could not."""
-
-    rows: list[Row]
-    pixels: np.ndarray
-    left_out: list[tuple[str, str]]
-
-
-def load_ahead(pictures: Pictures, rows: list[Row], batch: int, threads: int) -> Iterator[LoadedBatch]:
-    """Batches of pictures, decoded in threads while the batch before is in use."""
-
-    def load(row: Row) -> np.ndarray | str:
-        try:
-            return pictures.pixels(row)
-        except BrokenImage as error:
-            return str(error)
-
-    def collect(futures: list[Any], rows: list[Row]) -> LoadedBatch:
-        loaded = [future.result() for future in futures]
-        arrays = [one for one in loaded if not isinstance(one, str)]
-        empty = np.empty((0, pictures.size, pictures.size, 3), np.uint8)
-        return LoadedBatch(
-            [row for row, one in zip(rows, loaded, strict=True) if not isinstance(one, str)],
-            np.stack(arrays) if arrays else empty,
-            [(row.path, one) for row, one in zip(rows, loaded, strict=True) if isinstance(one, str)],
-        )
-
-    waiting: deque[tuple[list[Any], list[Row]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(rows), batch):
-            chunk = rows[start : start + batch]
-            waiting.append(([pool.submit(load, row) for row in chunk], chunk))
-            if len(waiting) > 1:
-                yield collect(*waiting.popleft())
-        while waiting:
-            yield collect(*waiting.popleft())
-
-
 def to_images(pixels: np.ndarray, device: str) -> Tensor:
     """Pixels `B H W 3` in uint8 as images `B 3 H W` in [-1, 1], sent to the device as bytes."""
     return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class ShardParts(Parts):
-    """The files of a set of shards, all kinds one after the other: `plain-00000.arrow`, ..."""
-
-    kinds: tuple[tuple[str, int], ...] = ()
-    rows_per_part: int = ROWS_PER_PART
-
-    @classmethod
-    def of(cls, counts: dict[str, int], folder: Path, rows_per_part: int) -> "ShardParts":
-        """The parts of so many rows of each kind."""
-        kinds = tuple((kind, -(-count // rows_per_part)) for kind, count in counts.items())
-        return cls(folder, sum(n for _, n in kinds), "", kinds, rows_per_part)
-
-    def place(self, part: int) -> tuple[str, int]:
-        """The kind of a part, and its number within the kind."""
-        for kind, count in self.kinds:
-            if part < count:
-                return kind, part
-            part -= count
-        raise IndexError(part)
-
-    def path(self, part: int) -> Path:
-        """The file of a part."""
-        kind, number = self.place(part)
-        return self.folder / f"{kind}-{number:05d}.arrow"
 
 
 @dataclass(frozen=True)
@@ -251,7 +203,7 @@ class Pace:
     def of(cls, device: str, size: int) -> "Pace":
         """Batches that fill a GPU, by its memory; a CPU is fastest with what its caches hold."""
         if not device.startswith("cuda"):
-            return cls(16, 2048, 1)
+            return cls(min(max(int(16 * (64 / size) ** 2), 1), 64), 2048, 1)
         gib = torch.cuda.get_device_properties(device).total_memory / 2**30
         images = int(gib * 4 * (256 / size) ** 2)  # a quarter of a GiB for each at 256 pixels is ample
         threads = max(2, (os.cpu_count() or 2) // torch.cuda.device_count())
@@ -267,6 +219,7 @@ class EncodePart:
     recipe: Recipe
     out: Path
     device: str
+    stored: bool = False
 
     @cached_property
     def _device(self) -> str:
@@ -289,20 +242,10 @@ class EncodePart:
         start, count = number * self.parts.rows_per_part, self.parts.rows_per_part
         pictures = self.pictures[kind]
         text, autoencoder = self._encoders
-        pace = Pace.of(self._device, pictures.size)
-        rows, means, stds, left_out = [], [], [], []
-        for batch in load_ahead(pictures, pictures.span(start, start + count), pace.images, pace.threads):
-            rows += batch.rows
-            left_out += batch.left_out
-            if batch.rows:
-                moments = encode_images(autoencoder, to_images(batch.pixels, self._device))
-                means.append(moments.mean.cpu())
-                stds.append(moments.std.cpu())
+        rows = pictures.span(start, start + count)
+        from_release = self.stored and kind == "plain"
+        made = self._take_stored(pictures, rows) if from_release else self._encode(pictures, rows)
         side = pictures.size // autoencoder.downsampling
-        empty = torch.empty(0, autoencoder.channels, side, side)
-        moments = LatentMoments(torch.cat([empty, *means]), torch.cat([empty, *stds]))
-        texts = encode_in_batches(text, [row.caption for row in rows], pace.tokens)
-        short_texts = encode_in_batches(text, [row.short or row.caption for row in rows], pace.tokens)
         facts = PartFacts(
             text_encoder_name=text.name,
             text_width=text.width,
@@ -310,11 +253,69 @@ class EncodePart:
             autoencoder_name=autoencoder.name,
             autoencoder_fingerprint=autoencoder.fingerprint,
             latent_shape=(autoencoder.channels, side, side),
-            left_out=left_out,
-            sums=LatentSums.of(moments),
+            left_out=made.left_out,
+            sums=LatentSums.of(made.moments),
         )
-        table = to_shard(rows, moments, texts, short_texts, self.recipe.data.text_storage)
+        short_texts = self._short_texts(made)
+        table = to_shard(made.rows, made.moments, made.texts, short_texts, self.recipe.data.text_storage)
         return facts.put_into(table, text.encode([""]) if part == 0 else None)
+
+    def _encode(self, pictures: Pictures, rows: list[Row]) -> "Encoded":
+        text, autoencoder = self._encoders
+        pace = Pace.of(self._device, pictures.size)
+        good, means, stds, left_out = [], [], [], []
+        for batch in load_ahead(pictures, rows, pace.images, pace.threads):
+            good += batch.rows
+            left_out += batch.left_out
+            if batch.rows:
+                moments = encode_images(autoencoder, to_images(batch.pixels, self._device))
+                means.append(moments.mean.cpu())
+                stds.append(moments.std.cpu())
+        texts = encode_in_batches(text, [row.caption for row in good], pace.tokens)
+        return Encoded(good, self._together(means, stds), texts, left_out)
+
+    def _take_stored(self, pictures: Pictures, rows: list[Row]) -> "Encoded":
+        """What the published release holds of the rows; latents are brought to the recipe's scale."""
+        config = self.recipe.autoencoder
+        assert isinstance(config, SDAutoencoderConfig)
+        good, means, stds, texts, left_out = [], [], [], [], []
+        for row in rows:
+            try:
+                arrays = release_arrays(pictures.rows.root, row.path)
+            except BrokenImage as error:
+                left_out.append((row.path, str(error)))
+                continue
+            good.append(row)
+            means.append(torch.from_numpy(arrays.mean).float()[None] * config.scale)
+            stds.append(torch.from_numpy(arrays.std).float()[None] * config.scale)
+            texts.append(torch.from_numpy(arrays.text).float()[: self.recipe.text.max_tokens])
+        return Encoded(good, self._together(means, stds), texts, left_out)
+
+    def _together(self, means: list[Tensor], stds: list[Tensor]) -> LatentMoments:
+        autoencoder = self._encoders[1]
+        side = self.recipe.data.image_size // autoencoder.downsampling
+        empty = torch.empty(0, autoencoder.channels, side, side)
+        return LatentMoments(torch.cat([empty, *means]), torch.cat([empty, *stds]))
+
+    def _short_texts(self, made: "Encoded") -> list[Tensor]:
+        """States of the short captions; those of the caption itself where there is no other."""
+        other = [i for i, row in enumerate(made.rows) if row.short and row.short != row.caption]
+        tokens = Pace.of(self._device, self.recipe.data.image_size).tokens
+        encoded = encode_in_batches(self._encoders[0], [made.rows[i].short for i in other], tokens)
+        texts = list(made.texts)
+        for i, states in zip(other, encoded, strict=True):
+            texts[i] = states
+        return texts
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows with their latents and the states of their captions, and the files that were left out."""
+
+    rows: list[Row]
+    moments: LatentMoments
+    texts: list[Tensor]
+    left_out: list[tuple[str, str]]
 
 
 def _index(
