@@ -4,10 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kilopix.data.text_storage import TextStorage, pack, stack, tokens_in, view
+from kilopix.data.text_storage import STORAGES, pack, stack, tokens_in, view
 from kilopix.errors import UserError
 
-STORAGES: tuple[TextStorage, ...] = ("float16", "bfloat16", "int8")
 WORST = {"float16": 2**-11, "bfloat16": 2**-8, "int8": 1 / 254}
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from kilopix.types import TextStates, UserError
 
 TextStorage = Literal["float16", "bfloat16", "int8"]
+STORAGES: tuple[TextStorage, ...] = ("float16", "bfloat16", "int8")
 _HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _SCALE = np.dtype(np.float32)
 
