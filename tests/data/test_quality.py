@@ -15,8 +15,9 @@ from kilopix.data.quality import (
 )
 
 GOOD = (
-    "The image shows a red fox standing on fresh snow, with three pines behind it. The fox looks to the left, and "
-    "its bushy tail hangs down. The light is soft, as on a cloudy morning in winter."
+    "The image shows a red fox standing on fresh snow, with three pines behind it. "
+    "The fox looks to the left, and its bushy tail hangs down. "
+    "The light is soft, as on a cloudy morning in winter."
 )
 
 
