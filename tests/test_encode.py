@@ -82,18 +82,15 @@ def test_pictures_augmented_online_are_those_of_augment(photos: Path, tmp_path: 
 
 def test_captions_of_a_captioner_replace_the_composed_ones(photos: Path, tmp_path: Path, cli: Cli):
     assert cli("augment", photos / "captions.parquet", tmp_path / "cutmix", "--size", 32).code == 0
-    pictures = tmp_path / "cutmix" / "cutmix"
-    assert cli("caption", pictures, tmp_path / "new.parquet", "--captioner", "aio").code == 0
-    out = tmp_path / "recaptioned.parquet"
-    made = tmp_path / "cutmix" / "manifest.parquet"
-    done = cli("recaption", made, tmp_path / "new.parquet", out)
+    made, out = tmp_path / "cutmix" / "manifest.parquet", tmp_path / "recaptioned.parquet"
+    done = cli("caption", made, out, "--captioner", "aio")
     assert done.code == 0, done.err
     before, after = read_manifest(made), read_manifest(out)
     assert [row.caption for row in after.rows] == [aio(row.class_name) for row in before.rows]
     assert [(r.path, r.base, r.box) for r in after.rows] == [(r.path, r.base, r.box) for r in before.rows]
-    assert after.file(after.rows[0]).is_file()
-    wrong = cli("recaption", made, photos / "captions.parquet", tmp_path / "none.parquet")
-    assert "holds none of the pictures" in wrong.err
+    shards = tmp_path / "shards"
+    assert cli("encode", photos / "captions.parquet", shards, SIZE, "--augmented", out).code == 0
+    assert Shards(shards).column("augmented", "caption").to_pylist() == [row.caption for row in after.rows]
 
 
 def hub_settings(folder: Path, kind: str) -> list[str]:

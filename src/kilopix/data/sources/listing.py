@@ -6,11 +6,12 @@ picture is overlooked.
 
 from pathlib import Path
 
+from kilopix.data.manifest import is_manifest
 from kilopix.data.sources.captioned import ENDINGS, captioned_pictures, captions_files
 from kilopix.data.sources.containers import PARQUET, TAR
 from kilopix.data.sources.folders import class_folders, loose_images
 from kilopix.data.sources.items import Source, SourceItem
-from kilopix.data.sources.parquet import holds_pictures, parquet_pictures, parquet_schema
+from kilopix.data.sources.parquet import holds_pictures, parquet_pictures
 from kilopix.data.sources.tars import tar_pictures
 from kilopix.errors import UserError
 
@@ -26,8 +27,8 @@ def list_source(place: Path) -> Source:
         return _single_file(place)
     if not place.is_dir():
         raise UserError(f"{place}: no such folder of images.")
-    tables = [table for table in captions_files(place) if not _is_manifest(table)]
-    parquets = [file for file in _below(place, PARQUET) if file not in tables and not _is_manifest(file)]
+    tables = [table for table in captions_files(place) if not is_manifest(table)]
+    parquets = [file for file in _below(place, PARQUET) if file not in tables and not is_manifest(file)]
     tars = _below(place, TAR)
     found = [
         name
@@ -70,10 +71,3 @@ def _some(items: list[SourceItem], place: Path) -> list[SourceItem]:
 def _below(folder: Path, ending: str) -> list[Path]:
     found = [file for depth in _DEPTHS for file in folder.glob(depth + ending)]
     return sorted(f for f in found if not any(p.startswith(".") for p in f.relative_to(folder).parts))
-
-
-def _is_manifest(file: Path) -> bool:
-    """Whether kilopix wrote it: a manifest may lie beside the pictures that it names."""
-    if file.suffix != PARQUET:
-        return False
-    return (parquet_schema(file).metadata or {}).get(b"format", b"").startswith(b"kilopix")

@@ -63,7 +63,7 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
     """
     if not content:
         raise BrokenImage("an empty file")
-    # Pillow warns of odd metadata in usable files, some of ImageNet's among them; what matters is checked here.
+    # Pillow warns of odd metadata in usable files, some of ImageNet's among them; what matters is checked.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
