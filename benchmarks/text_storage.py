@@ -67,7 +67,7 @@ def main(images: int) -> None:
         print(f"training on {images} pictures; mean loss of the second half, and how far from float16's")
         for (storage, seed), curve in curves.items():
             apart = (curve[half:] - base[half:]).abs().mean()
-            print(f"  {storage}, seed {seed}: {curve[half:].mean():.4f}, {apart:.4f} apart on average")
+            print(f"  {storage}, seed {seed}: {curve[half:].mean():.4f}, {apart:.1e} apart on average")
 
 
 if __name__ == "__main__":

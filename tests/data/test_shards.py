@@ -7,7 +7,7 @@ import torch
 from kilopix.data.loader import SampleOrder, collate, load_batch
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, save_text
-from kilopix.data.parts import write_table
+from kilopix.data.parts import read_table, write_table
 from kilopix.data.shards import EMPTY_TEXT, Sample, ShardIndex, Shards, to_shard, write_index
 from kilopix.data.text_storage import StoredText, TextStorage
 from kilopix.data.verify import check_shards_are_whole, verify
@@ -103,6 +103,16 @@ def test_short_captions_are_taken_where_asked(tmp_path: Path):
     assert batch.paths == plain.paths
     assert ((batch.text.states == 9).any(dim=(1, 2))).tolist() == short
     torch.testing.assert_close(batch.moments.mean, plain.moments.mean)
+
+
+def test_a_short_caption_that_is_the_caption_is_stored_once(tmp_path: Path):
+    _, texts = write_shards(tmp_path)
+    shards = Shards(tmp_path)
+    augmented = read_table(tmp_path / "augmented-00000.arrow")
+    assert set(augmented["short_text"].to_pylist()) == {b""}
+    short = shards.augmented(3, short=True)
+    assert short is not None
+    np.testing.assert_array_equal(short.text.values.view(np.float16), texts[3].half().numpy())
 
 
 def test_text_is_padded_and_masked():

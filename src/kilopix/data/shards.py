@@ -40,7 +40,7 @@ _COLUMNS = {
     "std": "latent_shape x float16: their standard deviation; no bytes where it is 0 everywhere",
     "text": "tokens x text_width x text_storage: states of the caption's real tokens; before int8 states "
     "lie their scales, one float32 a token",
-    "short_text": "the same of the short caption",
+    "short_text": "the same of the short caption; no bytes where it is the caption",
 }
 
 
@@ -75,12 +75,18 @@ def to_shard(
     short_texts: list[Tensor],
     storage: TextStorage = "float16",
 ) -> "pa.Table":
-    """One Arrow table of rows with their latents and the states (tokens, width) of both captions."""
+    """One Arrow table of rows with their latents and the states (tokens, width) of both captions.
+
+    A short text that is the very tensor of the long one is not stored a second time.
+    """
     import pyarrow as pa
 
     means, stds = moments.mean.half().cpu().numpy(), moments.std.half().cpu().numpy()
     full = (0.0, 0.0, 1.0, 1.0)
     windows = [row.box if row.kind == "crop" else full for row in rows]
+    shorts = [
+        b"" if short is text else pack(short, storage) for short, text in zip(short_texts, texts, strict=True)
+    ]
     columns = {
         "path": pa.array([row.path for row in rows], pa.string()),
         "caption": pa.array([row.caption for row in rows], pa.string()),
@@ -91,7 +97,7 @@ def to_shard(
         "mean": pa.array([m.tobytes() for m in means], pa.large_binary()),
         "std": pa.array([s.tobytes() if s.any() else b"" for s in stds], pa.large_binary()),
         "text": pa.array([pack(text, storage) for text in texts], pa.large_binary()),
-        "short_text": pa.array([pack(text, storage) for text in short_texts], pa.large_binary()),
+        "short_text": pa.array(shorts, pa.large_binary()),
     }
     return pa.table(columns)
 
@@ -192,9 +198,9 @@ class ShardFile:
     def sample(self, i: int, short: bool) -> Sample:
         """Row i of the file."""
         shape = self._index.latent_shape
-        text = view(
-            (self._short if short else self._text)[i], self._index.text_storage, self._index.text_width
-        )
+        blob = self._short[i] if short else self._text[i]
+        blob = blob if len(blob) else self._text[i]
+        text = view(blob, self._index.text_storage, self._index.text_width)
         std = self._std[i]
         x0, y0, x1, y1 = self._window[i].tolist()
         return Sample(

@@ -85,10 +85,9 @@ def _check_file(path: Path, index: ShardIndex) -> tuple[int, list[str]]:
 def _bad_rows(blobs: Blobs, column: str, index: ShardIndex) -> Iterator[bool]:
     latent_bytes = 2 * int(np.prod(index.latent_shape))
     for i, size in enumerate(blobs.sizes().tolist()):
-        if column in ("mean", "std"):
-            if size == 0 and column == "std":
-                yield False
-                continue
+        if size == 0 and column in ("std", "short_text"):
+            yield False
+        elif column in ("mean", "std"):
             values = blobs[i].view(np.float16) if size == latent_bytes else None
             negative = column == "std" and values is not None and bool((values < 0).any())
             yield values is None or negative or not np.isfinite(values).all()
