@@ -112,7 +112,7 @@ def cutmix() -> None:
     with tempfile.TemporaryDirectory() as name, one_thread_here():
         folder, count = Path(name), 96
         augmenter = photographs(folder, count)
-        ours = AugmentPart(augmenter, folder / "out", count)
+        outs = (folder / f"out{i}" for i in range(9))  # a new folder each time, as when it is used
         planned = [augmenter.plan(augmenter.rows[i]) for i in range(count)]
         file = folder / "plain.jpg"
 
@@ -122,7 +122,7 @@ def cutmix() -> None:
 
         opened = seconds(lambda: [read_square(folder, row.base, SIDE) for row in planned])
         fast, pillow, floats = (
-            seconds(lambda: ours(0)),
+            seconds(lambda: AugmentPart(augmenter, next(outs), count)(0)),
             seconds(lambda: usual(False)),
             seconds(lambda: usual(True)),
         )
@@ -136,7 +136,7 @@ def cores() -> None:
     """The same in processes: from the first part that is done to the last, so that starting is left out."""
     print("CutMix in processes")
     with tempfile.TemporaryDirectory() as name:
-        folder, count, rows = Path(name), 3000, 50
+        folder, count, rows = Path(name), 1200, 25
         augmenter = photographs(folder, count)
         make = AugmentPart(augmenter, folder / "out", rows)
         rates = []

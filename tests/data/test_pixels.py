@@ -30,6 +30,13 @@ def test_the_centred_square_is_resized_as_pillow_does(size: tuple[int, int], sid
     assert np.abs(out.astype(int) - np.asarray(expected)).max() <= 2
 
 
+def test_pictures_that_pillow_holds_in_pieces_are_resized_too():
+    image = picture(2600, 2500, 300)
+    left = (2600 - 2500) // 2
+    expected = image.crop((left, 0, left + 2500, 2500)).resize((64, 64), Image.Resampling.BICUBIC)
+    assert np.abs(fit(image, 64).astype(int) - np.asarray(expected)).max() <= 2
+
+
 def test_a_window_shows_its_part():
     image = Image.new("RGB", (300, 100), "black")
     image.paste("white", (150, 50, 200, 100))  # the bottom right quarter of the centred square

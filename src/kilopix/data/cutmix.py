@@ -89,12 +89,11 @@ def paste_at(setting: str, box: tuple[float, float, float, float], side: int) ->
 
 
 def paste(base: np.ndarray, partner: np.ndarray, where: Paste) -> np.ndarray:
-    """Paste a partner, already square at `where.partner_side`, into a copy of the base."""
-    out = base.copy()
+    """Paste a partner, already square at `where.partner_side`, into the base, which is returned."""
     x0, y0, x1, y1 = where.box
     a, b, c, d = where.partner_box
-    out[y0:y1, x0:x1] = partner[b:d, a:c]
-    return out
+    base[y0:y1, x0:x1] = partner[b:d, a:c]
+    return base
 
 
 def choose_crop(rng: random.Random, smallest: float = 0.5) -> tuple[float, float, float, float]:
