@@ -106,7 +106,7 @@ def run(
     parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
     make = EncodePart(pictures, parts, recipe, out, device, stored)
     total = sum(len(p) for p in pictures.values())
-    if workers is None and engine == "local" and device.startswith("cuda"):
+    if workers is None and engine == "local" and device != "cpu":
         workers = torch.cuda.device_count() if device == "cuda" else 1
     make_parts(parts, make, "encode", total, workers, engine, wants_gpu=device != "cpu")
     index, left_out = _index(parts, recipe, out, psnr, job["online"])
