@@ -84,7 +84,7 @@ class ServerCaptioner:
                 except RequestFailed as error:
                     why, again = str(error), error.again
                     any_reached = any_reached or error.reached
-                    lease.overloaded = again
+                    lease.overloaded = error.overloaded
                     if error.retry_after:
                         self._limit.pause(error.retry_after)
             if not again:
