@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_open_picture import number, numbered, write_parquet, write_tar
 
+from containers import number, numbered, write_parquet, write_tar
 from kilopix.data.sources import BrokenImage, list_source, open_picture, release_arrays, synonyms
 from kilopix.data.sources.classes import imagenet_names
 from kilopix.errors import UserError

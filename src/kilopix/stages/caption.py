@@ -189,8 +189,9 @@ def _maker(
     scenes: dict[str, Scene] | None,
 ) -> "RulePart | ModelPart":
     if isinstance(captioner, str):
-        return RulePart(pictures.root, pictures.rows, captioner, scenes, seed)
-    return ModelPart(pictures.root, pictures.rows, captioner, cleaning, seed, pick_device(device))
+        return RulePart(pictures.root, pictures.rows, captioner, scenes, seed, ROWS_PER_PART)
+    chosen = pick_device(device)
+    return ModelPart(pictures.root, pictures.rows, captioner, cleaning, seed, chosen, ROWS_PER_PART_OF_MODEL)
 
 
 def _make_all(make: "RulePart | ModelPart", out: Path, job: dict[str, Any], workers: int | None) -> list[Row]:
@@ -252,7 +253,7 @@ class RulePart:
     rule: Rule
     scenes: dict[str, Scene] | None
     seed: int
-    rows_per_part: int = ROWS_PER_PART
+    rows_per_part: int
 
     def __call__(self, part: int) -> "pa.Table":
         """The rows of part number `part`."""
@@ -285,7 +286,7 @@ class ModelPart:
     cleaning: Cleaning
     seed: int
     device: str
-    rows_per_part: int = ROWS_PER_PART_OF_MODEL
+    rows_per_part: int
 
     @cached_property
     def _captioner(self) -> Captioner:
