@@ -63,6 +63,13 @@ def test_wordnet_folders_get_their_names_from_the_table_that_ships(tmp_path: Pat
     assert source.unused == [("loose.jpg", "not in a class folder")]
 
 
+def test_a_folder_of_images_alone_says_their_classes_where_their_names_do(tmp_path: Path):
+    for name in ("b.png", "n01440764_1.JPEG"):
+        (tmp_path / name).write_bytes(numbered(1))
+    (tmp_path / "notes.txt").touch()
+    assert found(tmp_path) == [("b.png", "", ""), ("n01440764_1.JPEG", "tench", "")]
+
+
 @pytest.mark.parametrize("name", ["captions.tsv", "captions.csv", "metadata.jsonl", "metadata.parquet"])
 def test_a_flat_folder_with_a_captions_file(tmp_path: Path, name: str):
     rows = [

@@ -188,6 +188,16 @@ def test_a_wrong_key_or_address_stops_at_once_and_hides_the_key(status: int, mon
     assert "you sent" in str(stop.value)
 
 
+def test_an_error_ends_the_tries_of_all_other_pictures():
+    def one_is_refused(handler: Handler, number: int, tries: int) -> None:
+        handler.send(401 if number == 7 else 500, "no")
+
+    with serving(one_is_refused) as server:
+        captioner = ServerCaptioner(settings(server, tries=1000, concurrency=8))
+        with pytest.raises(UserError, match="answers 401"):
+            captioner.caption(pictures(100), 0)
+
+
 def test_a_server_that_is_gone_is_an_error_and_no_list_of_failures():
     with serving(well) as server:
         captioner = ServerCaptioner(settings(server, tries=2))
