@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_open_picture import number, numbered, write_parquet, write_tar
 
+from containers import number, numbered, write_parquet, write_tar
 from kilopix.data.sources import BrokenImage, list_source, open_picture, release_arrays, synonyms
 from kilopix.data.sources.classes import imagenet_names
 from kilopix.errors import UserError
@@ -61,6 +61,13 @@ def test_wordnet_folders_get_their_names_from_the_table_that_ships(tmp_path: Pat
         ("n02119789/n02119789_1.JPEG", "kit fox"),
     ]
     assert source.unused == [("loose.jpg", "not in a class folder")]
+
+
+def test_a_folder_of_images_alone_says_their_classes_where_their_names_do(tmp_path: Path):
+    for name in ("b.png", "n01440764_1.JPEG"):
+        (tmp_path / name).write_bytes(numbered(1))
+    (tmp_path / "notes.txt").touch()
+    assert found(tmp_path) == [("b.png", "", ""), ("n01440764_1.JPEG", "tench", "")]
 
 
 @pytest.mark.parametrize("name", ["captions.tsv", "captions.csv", "metadata.jsonl", "metadata.parquet"])

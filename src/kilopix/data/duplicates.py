@@ -5,6 +5,7 @@ In: texts. Out: groups of them. (Broder, "On the resemblance and containment of 
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -22,6 +23,7 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+@lru_cache(maxsize=4096)
 def shingles(text: str) -> frozenset[int]:
     """Hashes of all runs of three words; a shorter text is one run."""
     words = words_of(text)

@@ -7,7 +7,7 @@ once, as many as the server copes with.
 import base64
 import io
 import os
-import time
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -54,24 +54,30 @@ class ServerCaptioner:
         If no server answers for a single one of them, that is a `UserError` rather than so many failures.
         """
         reached: list[bool] = []
+        stop = threading.Event()
 
         def ask(numbered: tuple[int, LoadPicture]) -> Answer:
-            picture = numbered[1]()
-            return (
-                NOT_OPENED if picture is None else self._ask(picture, seed_from(seed, numbered[0]), reached)
-            )
+            picture = None if stop.is_set() else numbered[1]()
+            if picture is None:
+                return NOT_OPENED
+            try:
+                return self._ask(picture, seed_from(seed, numbered[0]), reached, stop)
+            except UserError:
+                stop.set()  # at once: the pictures before this one may have many tries to go
+                raise
 
         pool = ThreadPoolExecutor(min(self._config.concurrency, max(1, len(pictures))))
         try:
             answers = list(pool.map(ask, enumerate(pictures)))
         finally:
-            pool.shutdown(cancel_futures=True)  # after a UserError or Ctrl-C, ask for no other picture
+            stop.set()  # after a UserError or Ctrl-C, ask for no other picture and try none again
+            pool.shutdown(cancel_futures=True)
         if reached and not any(reached):
             why = next(answer.error for answer in answers if answer.error != NOT_OPENED.error)
             raise UserError(f"server {self._config.url}: not reached for any picture ({why}). Is it running?")
         return answers
 
-    def _ask(self, picture: Image.Image, seed: int, reached: list[bool]) -> Answer:
+    def _ask(self, picture: Image.Image, seed: int, reached: list[bool], stop: threading.Event) -> Answer:
         """Ask until there is an answer or the tries are used up."""
         request = self._request(picture, seed)
         why, any_reached = "", False
@@ -84,13 +90,12 @@ class ServerCaptioner:
                 except RequestFailed as error:
                     why, again = str(error), error.again
                     any_reached = any_reached or error.reached
-                    lease.overloaded = again
+                    lease.overloaded = error.overloaded
                     if error.retry_after:
                         self._limit.pause(error.retry_after)
-            if not again:
+            last = failed + 1 == self._config.tries
+            if not again or last or stop.wait(backoff(failed)):
                 break
-            if failed + 1 < self._config.tries:
-                time.sleep(backoff(failed))
         reached.append(any_reached)
         return Answer(error=why)
 

@@ -18,20 +18,29 @@ from urllib.parse import urlsplit
 from kilopix.types import UserError
 
 _MOST_BYTES = 8 << 20
-_OVERLOADED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+_OVERLOADED = {429, 502, 503, 504, 529}
+_MAY_PASS = {408, 409, 425, 500} | _OVERLOADED
 _MISCONFIGURED = {401, 403, 404, 405}
 
 
 class RequestFailed(Exception):
     """A request without a usable answer; `again` if another try may help, after `retry_after` seconds.
 
-    `reached` is false where no server answered at all.
+    `reached` is false where no server answered at all, `overloaded` true where it has too much to do.
     """
 
-    def __init__(self, why: str, again: bool, reached: bool = True, retry_after: float = 0.0):
+    def __init__(
+        self,
+        why: str,
+        again: bool,
+        reached: bool = True,
+        overloaded: bool = False,
+        retry_after: float = 0.0,
+    ):
         super().__init__(why)
         self.again = again
         self.reached = reached
+        self.overloaded = overloaded
         self.retry_after = retry_after
 
 
@@ -81,12 +90,12 @@ class ChatClient:
             reached = isinstance(error, http.client.HTTPException)
             late = time.monotonic() >= deadline or isinstance(error, TimeoutError)
             why = f"no answer in {self.timeout:g} s" if late else f"connection failed ({_words(error)})"
-            raise RequestFailed(why, again=True, reached=reached or late) from None
+            raise RequestFailed(why, again=True, reached=reached or late, overloaded=True) from None
         finally:
             watch.cancel()
             connection.close()
         if time.monotonic() >= deadline:
-            raise RequestFailed(f"no answer in {self.timeout:g} s", again=True)
+            raise RequestFailed(f"no answer in {self.timeout:g} s", again=True, overloaded=True)
         return self._read(response.status, response.headers.get("Retry-After"), content)
 
     def _read(self, status: int, retry_after: str | None, content: bytes) -> Any:
@@ -98,7 +107,8 @@ class ChatClient:
         if status != 200:
             raise RequestFailed(
                 f"answer {status} ({self._excerpt(content)})",
-                again=status in _OVERLOADED,
+                again=status in _MAY_PASS,
+                overloaded=status in _OVERLOADED,
                 retry_after=seconds_of(retry_after),
             )
         try:

@@ -191,8 +191,9 @@ def _maker(
     scenes: dict[str, Scene] | None,
 ) -> "RulePart | ModelPart":
     if isinstance(captioner, str):
-        return RulePart(pictures.root, pictures.rows, captioner, scenes, seed)
-    return ModelPart(pictures.root, pictures.rows, captioner, cleaning, seed, device)
+        return RulePart(pictures.root, pictures.rows, captioner, scenes, seed, ROWS_PER_PART)
+    # The device is picked where the model is loaded, which may be another machine.
+    return ModelPart(pictures.root, pictures.rows, captioner, cleaning, seed, device, ROWS_PER_PART_OF_MODEL)
 
 
 def _make_all(
@@ -263,7 +264,7 @@ class RulePart:
     rule: Rule
     scenes: dict[str, Scene] | None
     seed: int
-    rows_per_part: int = ROWS_PER_PART
+    rows_per_part: int
 
     def __call__(self, part: int) -> "pa.Table":
         """The rows of part number `part`."""
@@ -296,7 +297,7 @@ class ModelPart:
     cleaning: Cleaning
     seed: int
     device: str
-    rows_per_part: int = ROWS_PER_PART_OF_MODEL
+    rows_per_part: int
 
     @cached_property
     def _captioner(self) -> Captioner:

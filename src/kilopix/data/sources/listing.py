@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kilopix.data.manifest import is_manifest
 from kilopix.data.sources.captioned import ENDINGS, captioned_pictures, captions_files
+from kilopix.data.sources.classes import class_of_file
 from kilopix.data.sources.containers import PARQUET, TAR
 from kilopix.data.sources.folders import class_folders, loose_images
 from kilopix.data.sources.items import Source, SourceItem
@@ -19,7 +20,7 @@ _DEPTHS = ("*", "*/*", "*/*/*")  # the hub keeps Parquet files up to two folders
 
 
 def list_source(place: Path) -> Source:
-    """The pictures of a folder of class folders, of one with a captions file, or of Parquet or tar files.
+    """The pictures of a folder: of class folders, a captions file, Parquet or tar files, or images alone.
 
     A single captions, Parquet or tar file can be given, too. Raises `UserError` for anything else.
     """
@@ -45,10 +46,11 @@ def list_source(place: Path) -> Source:
     if tars:
         items, unused = tar_pictures(place, tars)
         return Source(place, "tar shards", _some(items, place), unused)
+    loose = loose_images(place)
+    if loose and not any(f.is_dir() and not f.name.startswith(".") for f in place.iterdir()):
+        return Source(place, "loose images", [SourceItem(name, class_of_file(name)) for name in loose])
     items = class_folders(place)
-    return Source(
-        place, "class folders", items, [(name, "not in a class folder") for name in loose_images(place)]
-    )
+    return Source(place, "class folders", items, [(name, "not in a class folder") for name in loose])
 
 
 def _single_file(file: Path) -> Source:

@@ -19,6 +19,7 @@ from kilopix.data.sources.classes import class_of_file, name_label, read_class_t
 from kilopix.data.sources.containers import BrokenImage, read_bytes, reference, split_reference
 from kilopix.data.sources.items import SourceItem
 from kilopix.errors import UserError
+from kilopix.runtime import progress_bar
 
 PICTURES = ("jpg", "jpeg", "png", "webp")
 TEXTS = ("txt", "caption", "text")
@@ -27,6 +28,7 @@ RECORDS = ("json", "label.json")
 RELEASE_TEXT = "flan_t5_xl_embeddings.npy"
 RELEASE_MEAN = "vae_embeddings_mean_256.npy"
 RELEASE_STD = "vae_embeddings_std_256.npy"
+_MANY = 20  # tar files that take so long to list that a bar is shown
 _MOST = 1 << 20  # bytes of a caption or record; what is longer is something else
 
 
@@ -51,25 +53,35 @@ def split_member(name: str) -> tuple[str, str]:
 
 
 def tar_pictures(root: Path, files: list[Path]) -> tuple[list[SourceItem], list[tuple[str, str]]]:
-    """The pictures of tar shards below `root`, in order, and the members that are in no sample."""
+    """The pictures of tar shards below `root`, in order, and the samples that hold none."""
     items: list[SourceItem] = []
     unused: list[tuple[str, str]] = []
-    for file in files:
-        container = str(file.relative_to(root))
-        table = read_class_table(root)
-        for key, members in _samples(file).items():
-            picture = next((members[ending] for ending in PICTURES if ending in members), None)
-            if picture is None:
-                unused.append((reference(container, key), "a sample without a picture (jpg, png or webp)"))
-                continue
-            path = reference(container, str(picture))
-            try:
-                items.append(_item(path, key, members, table, file))
-            except ValueError as error:
-                if isinstance(error, UserError):
-                    raise
-                items.append(SourceItem(path, error=f"its record is damaged ({error})"))
+    table = read_class_table(root)
+    with progress_bar(disable=len(files) < _MANY) as bar:
+        task = bar.add_task("list samples", total=len(files), note="tar files")
+        for file in files:
+            _add_samples(file, str(file.relative_to(root)), table, items, unused)
+            bar.advance(task)
     return items, unused
+
+
+def _add_samples(
+    file: Path,
+    container: str,
+    table: dict[str, str],
+    items: list[SourceItem],
+    unused: list[tuple[str, str]],
+) -> None:
+    for key, members in _samples(file).items():
+        picture = next((members[ending] for ending in PICTURES if ending in members), None)
+        if picture is None:
+            unused.append((reference(container, key), "a sample without a picture (jpg, png or webp)"))
+            continue
+        path = reference(container, str(picture))
+        try:
+            items.append(_item(path, key, members, table, file))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            items.append(SourceItem(path, error=f"its text or record is damaged ({error})"))
 
 
 def _samples(file: Path) -> dict[str, dict[str, Any]]:
