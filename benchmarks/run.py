@@ -5,19 +5,15 @@
 Prints one line a measurement; `benchmarks/results/` keeps those worth keeping, with machine and command.
 """
 
-import io
 import os
 import platform
 import random
 import time
 from collections.abc import Callable
 
-import numpy as np
 import torch
-from PIL import Image
 
-from kilopix.data.cutmix import choose_paste, paste
-from kilopix.data.sources import square
+import data_engine
 from kilopix.models.dit import DiT, DiTConfig, flops_per_image
 from kilopix.pretrained.text_encoder import MiniLMConfig, encode_in_batches, load_text_encoder
 from kilopix.recipe import load_recipe
@@ -71,29 +67,6 @@ def text_encoding() -> None:
     print(f"text encoding: {512 / grouped:.0f} captions/s, {plain / grouped:.2f} times as fast as ungrouped")
 
 
-def cutmix() -> None:
-    """CutMix from 500 x 375 JPEGs to 256 pixels, one core: partners decoded small against decoded whole."""
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (48, 64, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((500, 375), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-
-    def decode(at_least: int | None) -> Image.Image:
-        image = Image.open(io.BytesIO(buffer.getvalue()))
-        if at_least:
-            image.draft("RGB", (round(500 * at_least / 375), at_least))
-        return image.convert("RGB")
-
-    def make(small: bool, seed: int) -> None:
-        where = choose_paste("all", 256, random.Random(seed))
-        base = square(decode(256 if small else None), 256)
-        partner = square(decode(where.partner_side if small else None), where.partner_side)
-        paste(base, partner, where).save(io.BytesIO(), "JPEG", quality=95)
-
-    whole, small = (seconds(lambda s=s: [make(s, i) for i in range(40)]) for s in (False, True))
-    print(f"CutMix: {40 / small:.0f} images/s, {whole / small:.2f} times as fast as without small decoding")
-
-
 def main() -> None:
     """Run all measurements."""
     rate = matrix_product()
@@ -102,7 +75,7 @@ def main() -> None:
     )
     training_step(rate)
     text_encoding()
-    cutmix()
+    data_engine.main([])
 
 
 if __name__ == "__main__":

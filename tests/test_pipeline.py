@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from kilopix.data.manifest import read_manifest
-from kilopix.data.shards import Shards, verify
+from kilopix.data.shards import Shards
 from kilopix.data.sources import open_image
+from kilopix.data.verify import check_shards_are_whole
 from kilopix.demo import run as run_demo
 from kilopix.evaluation.protocol import read_card
 from kilopix.generator import Generator
@@ -34,7 +35,7 @@ def test_the_demo_makes_everything(tiny_demo: Path):
     assert len(augmented.rows) == 48
     classes = {row.path: row.class_name for row in read_manifest(tiny_demo / "captions.parquet").rows}
     assert all(classes[row.partner] != row.class_name for row in augmented.rows)
-    verify(tiny_demo / "shards")
+    check_shards_are_whole(tiny_demo / "shards")
     assert Shards(tiny_demo / "shards").index.psnr_db > 15
 
 

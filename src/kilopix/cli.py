@@ -30,6 +30,11 @@ Overrides = Annotated[
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe (TOML).")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Processes on this machine, or actors on a Ray cluster (RAY_ADDRESS)."),
+]
+PartRows = Annotated[int, typer.Option(min=1, help="Pictures in a part: what an interruption loses at most.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 ManifestPath = Annotated[Path, typer.Argument(help="Manifest (.parquet) that `kilopix caption` wrote.")]
 Steps = Annotated[
@@ -65,19 +70,90 @@ def mini(
 
 @app.command(epilog=_example("kilopix caption world/train captions.parquet --captioner structured"))
 def caption(
-    images: Annotated[Path, typer.Argument(help="Folder with one sub-folder of images per class.")],
+    images: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of class folders, of a captions file and its images, of Parquet or of tar files; "
+            "one such file; or a manifest, to describe its images anew."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Manifest to write (.parquet).")],
     captioner: Annotated[
-        Literal["aio", "structured"],
-        typer.Option(help="aio: 'An image of a <class>.'; structured: long captions from scenes.jsonl."),
+        Literal["aio", "structured", "given", "model", "server"],
+        typer.Option(
+            help="aio: 'An image of a <class>.'; structured: long captions from scenes.jsonl; given: the "
+            "source's own; model: a vision-language model; server: one that speaks the OpenAI chat API."
+        ),
     ] = "aio",
+    model: Annotated[
+        str | None, typer.Option(help="Model of the hub, or a folder; for a server, its name there.")
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(help="Address, as http://127.0.0.1:8000/v1; OPENAI_API_KEY holds its key, if any."),
+    ] = None,
+    prompt: Annotated[str, typer.Option(help="What the model is asked.")] = "Describe this image",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, help="Images that a model sees at once.")] = 16,
+    concurrency: Annotated[int, typer.Option(min=1, help="Most requests to a server at once.")] = 64,
+    cleaning: Annotated[
+        Literal["recommended", "published"], typer.Option(help="What is kept of an answer.")
+    ] = "recommended",
+    redo: Annotated[
+        bool, typer.Option("--redo", help="Of a manifest, only the captions with faults, and lacking ones.")
+    ] = False,
+    device: Device = "auto",
     seed: Seed = 0,
     workers: Workers = None,
+    engine: EngineName = "local",
 ) -> None:
-    """Write a caption for every image of a folder; files that are no images are named and left out."""
-    from kilopix.stages.caption import run
+    """Write a caption for every image; files that are no images are named and left out."""
+    from kilopix.pretrained.captioner import HubCaptionerConfig, ServerCaptionerConfig
+    from kilopix.stages import caption as stage
 
-    run(images, out, captioner, seed, workers)
+    if (server is not None) != (captioner == "server"):
+        raise UserError("--captioner server and --server, as http://127.0.0.1:8000/v1, go together.")
+    chosen: stage.Rule | HubCaptionerConfig | ServerCaptionerConfig
+    if captioner == "model":
+        name = model or HubCaptionerConfig().name
+        chosen = HubCaptionerConfig(name=name, prompt=prompt, max_tokens=max_tokens, batch_size=batch)
+    elif captioner == "server":
+        chosen = ServerCaptionerConfig(
+            url=server or "", model=model or "", prompt=prompt, max_tokens=max_tokens, concurrency=concurrency
+        )
+    else:
+        chosen = captioner
+    if redo:
+        stage.redo(images, out, chosen, seed, cleaning, device)
+    else:
+        stage.run(images, out, chosen, seed, workers, cleaning, device, engine)
+
+
+@app.command(epilog=_example("kilopix captions captions.parquet"))
+def captions(
+    manifest: ManifestPath,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="JSON file to write; beside the manifest if not given.")
+    ] = None,
+) -> None:
+    """Report on a manifest's captions: lengths, loops, cut, empty and double ones, absent class names."""
+    from kilopix.stages.captions import run
+
+    run(manifest, out)
+
+
+@app.command(epilog=_example("kilopix fetch ILSVRC/imagenet-1k imagenet --split train"))
+def fetch(
+    name: Annotated[str, typer.Argument(help="Data set of the Hugging Face hub, or a folder of one.")],
+    out: Annotated[Path, typer.Argument(help="Folder of Parquet files to write.")],
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Configuration, if the data set has several.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to take; all if not given.")] = None,
+) -> None:
+    """Stream the images of a hub data set into Parquet files, which `kilopix caption` reads."""
+    from kilopix.stages.fetch import run
+
+    run(name, out, split, config, limit)
 
 
 @app.command(epilog=_example("kilopix augment captions.parquet augmented --size 64"))
@@ -94,11 +170,13 @@ def augment(
     size: Annotated[int, typer.Option(min=16, help="Side of the images in pixels.")] = 256,
     seed: Seed = 0,
     workers: Workers = None,
+    engine: EngineName = "local",
+    part_rows: PartRows = 512,
 ) -> None:
     """Make one CutMix or Crop image of every image, with a caption that says what is where."""
     from kilopix.stages.augment import run
 
-    run(manifest, out, kind, setting, size, seed, workers)
+    run(manifest, out, kind, setting, size, seed, workers, engine, part_rows)
 
 
 @app.command(epilog=_example("kilopix encode captions.parquet shards --augmented augmented/manifest.parquet"))
@@ -109,12 +187,46 @@ def encode(
     recipe: RecipeName = "mini",
     augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
     device: Device = "auto",
+    online: Annotated[
+        bool, typer.Option("--online", help="Make the recipe's augmented images while encoding.")
+    ] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Take the arrays of the published release's tar shards.")
+    ] = False,
+    workers: Workers = None,
+    engine: EngineName = "local",
+    part_rows: PartRows = 1024,
 ) -> None:
     """Turn images and captions into shards of latents and text states."""
     from kilopix.recipe import load_recipe
     from kilopix.stages.encode import run
 
-    run(manifest, out, load_recipe(recipe, overrides or []), augmented, device)
+    loaded = load_recipe(recipe, overrides or [])
+    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored)
+
+
+@app.command(epilog=_example("kilopix verify shards"))
+def verify(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards that `kilopix encode` wrote.")],
+) -> None:
+    """Check that shards are whole: hashes, counts, sizes, and that every number is finite."""
+    from kilopix.stages.verify import run
+
+    run(shards)
+
+
+@app.command(epilog=_example("kilopix inspect shards shards.html"))
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="Folder of shards that `kilopix encode` wrote.")],
+    out: Annotated[Path, typer.Argument(help="HTML file to write.")] = Path("shards.html"),
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="How many pictures.")] = 24,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Show pictures decoded from the latents of shards, beside the captions that they are trained with."""
+    from kilopix.stages.inspect import run
+
+    run(shards, out, num_images, seed, device)
 
 
 @app.command(epilog=_example("kilopix train shards run training.images=2000"))

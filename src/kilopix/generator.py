@@ -23,7 +23,7 @@ from kilopix.pretrained.text_encoder import TextEncoder, load_text_encoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import pick_device, sha256_of_file, torch_generator
 from kilopix.training.checkpoint import AVERAGE, newest_checkpoint, read_weights
-from kilopix.types import UserError
+from kilopix.types import LatentStatistics, UserError
 
 OnImage = Callable[[int], None]
 
@@ -58,6 +58,7 @@ class Generator:
     device: str
     text_fingerprint: str
     autoencoder_fingerprint: str
+    whitening: LatentStatistics | None = None
 
     @classmethod
     def from_pretrained(cls, path: Path | str, device: str = "auto") -> "Generator":
@@ -72,7 +73,9 @@ class Generator:
         device = pick_device(device)
         network = network.to(device).eval().requires_grad_(False)
         made_with = header["text_fingerprint"], header["autoencoder_fingerprint"]
-        return cls(network, recipe, weights, header["images_seen"], device, *made_with)
+        statistics = header.get("latent_whitening")
+        whitening = LatentStatistics(*map(tuple, statistics.values())) if statistics else None
+        return cls(network, recipe, weights, header["images_seen"], device, *made_with, whitening)
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -129,6 +132,8 @@ class Generator:
     @torch.inference_mode()
     def _batch(self, jobs: Sequence[tuple[str, int]], sampling: SamplingConfig) -> list[Image.Image]:
         latents = self.latents([prompt for prompt, _ in jobs], [seed for _, seed in jobs], sampling)
+        if self.whitening:
+            latents = self.whitening.restore(latents)
         pixels = self.autoencoder.decode(latents)
         arrays = (
             ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -14,11 +14,16 @@ from pydantic import Field, model_validator
 
 from kilopix.config import Config, merge, parse, parse_overrides, read_toml
 from kilopix.data.cutmix import SettingChoice
+from kilopix.data.text_storage import TextStorage
 from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.models.dit import DiTConfig
 from kilopix.models.rin import RINConfig
-from kilopix.pretrained.autoencoder import AutoencoderConfig, SDAutoencoderConfig
+from kilopix.pretrained.autoencoder import (
+    AutoencoderConfig,
+    DiffusersAutoencoderConfig,
+    SDAutoencoderConfig,
+)
 from kilopix.pretrained.patch_codec import PatchCodecConfig
 from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
 from kilopix.training.averages import AverageConfig
@@ -53,6 +58,7 @@ class DataConfig(Config):
     image_size: int = Field(default=64, ge=24)
     captioner: Literal["aio", "structured"] = "structured"
     augment: AugmentConfig = AugmentConfig()
+    text_storage: TextStorage = "float16"
 
 
 class TrainingConfig(Config):
@@ -105,9 +111,11 @@ class Recipe(Config):
     @property
     def downsampling(self) -> int:
         """Pixels along one side of a latent position."""
-        return (
-            SD_DOWNSAMPLING if isinstance(self.autoencoder, SDAutoencoderConfig) else self.autoencoder.patch
-        )
+        if isinstance(self.autoencoder, SDAutoencoderConfig):
+            return SD_DOWNSAMPLING
+        if isinstance(self.autoencoder, DiffusersAutoencoderConfig):
+            return self.autoencoder.downsampling
+        return self.autoencoder.patch
 
     @property
     def latent_side(self) -> int:

@@ -39,6 +39,28 @@ class LatentMoments:
 
 
 @dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of every channel of a data set's latents."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def whiten(self, moments: LatentMoments) -> LatentMoments:
+        """Latents of mean 0 and variance 1 in every channel."""
+        mean, std = self._as_tensors(moments.mean)
+        return LatentMoments((moments.mean - mean) / std, moments.std / std)
+
+    def restore(self, latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The autoencoder's latents from whitened ones."""
+        mean, std = self._as_tensors(latents)
+        return latents * std + mean
+
+    def _as_tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (like.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return mean, std
+
+
+@dataclass(frozen=True)
 class Detection:
     """One object that a detector found; `box` is (x1, y1, x2, y2) in pixels, `color` a name or None."""
 

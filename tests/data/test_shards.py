@@ -6,17 +6,11 @@ import torch
 
 from kilopix.data.loader import SampleOrder, collate, load_batch
 from kilopix.data.manifest import Row
-from kilopix.data.parts import write_table
-from kilopix.data.shards import (
-    EMPTY_TEXT,
-    Sample,
-    ShardIndex,
-    Shards,
-    save_text,
-    to_shard,
-    verify,
-    write_index,
-)
+from kilopix.data.part_facts import LatentSums, save_text
+from kilopix.data.parts import read_table, write_table
+from kilopix.data.shards import EMPTY_TEXT, Sample, ShardIndex, Shards, to_shard, write_index
+from kilopix.data.text_storage import StoredText, TextStorage
+from kilopix.data.verify import check_shards_are_whole, verify
 from kilopix.errors import UserError
 from kilopix.runtime import sha256_of_file
 from kilopix.types import LatentMoments, TextStates
@@ -24,7 +18,7 @@ from kilopix.types import LatentMoments, TextStates
 COUNT, WIDTH = 10, 6
 
 
-def write_shards(folder: Path) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def write_shards(folder: Path, storage: TextStorage = "float16") -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Ten plain pictures in two files; all but the last have a crop whose latents are theirs plus 100."""
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(COUNT, 2, 4, 4, generator=generator)
@@ -41,10 +35,10 @@ def write_shards(folder: Path) -> tuple[torch.Tensor, list[torch.Tensor]]:
         moments = LatentMoments(latents[rows], std[rows])
         write_table(
             folder / f"plain-{i:05d}.arrow",
-            to_shard(plain[rows], moments, texts[rows], [short] * len(plain[rows])),
+            to_shard(plain[rows], moments, texts[rows], [short] * len(plain[rows]), storage),
         )
     moments = LatentMoments(latents[:9] + 100, std[:9] * 0)
-    write_table(folder / "augmented-00000.arrow", to_shard(crops, moments, texts[:9], texts[:9]))
+    write_table(folder / "augmented-00000.arrow", to_shard(crops, moments, texts[:9], texts[:9], storage))
     save_text(folder / EMPTY_TEXT, TextStates(torch.zeros(1, 2, WIDTH), torch.ones(1, 2, dtype=torch.bool)))
     names = ["plain-00000.arrow", "plain-00001.arrow", "augmented-00000.arrow", EMPTY_TEXT]
     index = ShardIndex(
@@ -57,6 +51,8 @@ def write_shards(folder: Path) -> tuple[torch.Tensor, list[torch.Tensor]]:
         autoencoder_name="test",
         autoencoder={"kind": "test"},
         autoencoder_fingerprint="a",
+        text_storage=storage,
+        latent_statistics=LatentSums.of(LatentMoments(latents, std)).statistics(),
         plain=COUNT,
         augmented=COUNT - 1,
         left_out=0,
@@ -75,7 +71,7 @@ def test_what_was_written_is_read(tmp_path: Path):
         sample = shards.plain(i)
         assert sample.path == f"fox/{i}.jpg"
         np.testing.assert_array_equal(sample.mean, latents[i].half().numpy())
-        np.testing.assert_array_equal(sample.text, texts[i].half().numpy())
+        np.testing.assert_array_equal(sample.text.values.view(np.float16), texts[i].half().numpy())
         assert sample.window == (0, 0, 1, 1)
     assert shards.plain(0).std is not None
     assert shards.plain(1).std is None
@@ -109,6 +105,16 @@ def test_short_captions_are_taken_where_asked(tmp_path: Path):
     torch.testing.assert_close(batch.moments.mean, plain.moments.mean)
 
 
+def test_a_short_caption_that_is_the_caption_is_stored_once(tmp_path: Path):
+    _, texts = write_shards(tmp_path)
+    shards = Shards(tmp_path)
+    augmented = read_table(tmp_path / "augmented-00000.arrow")
+    assert set(augmented["short_text"].to_pylist()) == {b""}
+    short = shards.augmented(3, short=True)
+    assert short is not None
+    np.testing.assert_array_equal(short.text.values.view(np.float16), texts[3].half().numpy())
+
+
 def test_text_is_padded_and_masked():
     batch = collate([_sample(2, 1.0), _sample(5, 2.0)])
     assert batch.text.mask.sum(1).tolist() == [2, 5]
@@ -117,8 +123,8 @@ def test_text_is_padded_and_masked():
 
 
 def _sample(tokens: int, value: float) -> Sample:
-    text = np.full((tokens, WIDTH), value, np.float16)
-    return Sample("x", np.zeros((2, 4, 4), np.float16), None, text, text, (0.0, 0.0, 1.0, 1.0))
+    text = StoredText(np.full((tokens, WIDTH), value, np.float16).view(np.int16), None)
+    return Sample("x", np.zeros((2, 4, 4), np.float16), None, text, (0.0, 0.0, 1.0, 1.0))
 
 
 def test_every_epoch_is_a_permutation_and_order_depends_on_the_number_alone():
@@ -134,13 +140,14 @@ def test_every_epoch_is_a_permutation_and_order_depends_on_the_number_alone():
 
 def test_damage_is_found(tmp_path: Path):
     write_shards(tmp_path)
-    verify(tmp_path)
+    assert verify(tmp_path).rows == {"plain": COUNT, "augmented": COUNT - 1}
+    check_shards_are_whole(tmp_path)
     path = tmp_path / "plain-00001.arrow"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged or missing: plain-00001\.arrow"):
-        verify(tmp_path)
+    with pytest.raises(UserError, match=r"1 faults: plain-00001\.arrow: damaged"):
+        check_shards_are_whole(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"plain-00001\.arrow: missing"):
         Shards(tmp_path)

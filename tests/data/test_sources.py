@@ -1,10 +1,20 @@
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from kilopix.data.sources import BrokenImage, class_folders, class_name_of, loose_images, open_image, square
+from kilopix.data.sources import (
+    BrokenImage,
+    class_folders,
+    class_name_of,
+    decode,
+    loose_images,
+    open_image,
+    square,
+)
 from kilopix.errors import UserError
 
 
@@ -33,15 +43,15 @@ def test_files_of_all_endings_are_listed_and_side_files_are_not(tmp_path: Path):
     assert class_name_of("great__white_shark") == "great white shark"
 
 
-def test_a_table_names_the_folders_and_bare_wordnet_ids_are_refused(tmp_path: Path):
-    for folder in ("n01440764", "n02119789"):
+def test_a_table_names_the_folders_and_unknown_wordnet_ids_are_refused(tmp_path: Path):
+    for folder in ("n00000001", "n02119789"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "1.jpg").touch()
-    with pytest.raises(UserError, match=r"n01440764: named by a WordNet id.*classes\.txt"):
+    with pytest.raises(UserError, match=r"n00000001: named by a WordNet id.*classes\.txt"):
         class_folders(tmp_path)
-    (tmp_path / "classes.txt").write_text("n01440764 tench, Tinca tinca\nn02119789 kit fox\n\n")
-    assert [item.class_name for item in class_folders(tmp_path)] == ["tench", "kit fox"]
-    (tmp_path / "classes.txt").write_text("n01440764 tench\nn02119789\n")
+    (tmp_path / "classes.txt").write_text("n00000001 tench, Tinca tinca\nn02119789 small fox\n\n")
+    assert [item.class_name for item in class_folders(tmp_path)] == ["tench", "small fox"]
+    (tmp_path / "classes.txt").write_text("n00000001 tench\nn02119789\n")
     with pytest.raises(UserError, match=r"classes\.txt: line 2"):
         class_folders(tmp_path)
 
@@ -112,6 +122,44 @@ def test_broken_files_say_why(tmp_path: Path):
             open_image(tmp_path / name)
     with pytest.raises(BrokenImage, match="no such file"):
         open_image(tmp_path / "none.png")
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG whose header promises any size, with hardly any data behind it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(999)))
+
+
+@pytest.mark.parametrize("side", [9_500, 12_000, 60_000])
+def test_a_decompression_bomb_is_refused(side: int):
+    with pytest.raises(BrokenImage, match="decompression bomb"):
+        decode(png_of_size(side, side))
+
+
+def test_pictures_of_a_pixel_are_refused_with_their_size():
+    for size in ((1, 1), (500, 1), (7, 300)):
+        with pytest.raises(BrokenImage, match=f"only {size[0]} x {size[1]} pixels"):
+            decode(png_of_size(*size))
+
+
+def test_postscript_is_not_run():
+    with pytest.raises(BrokenImage, match="not an image"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 90 90\n%%EndComments\nshowpage\n")
+
+
+def test_damaged_exif_data_leave_the_picture_usable(tmp_path: Path):
+    exif = Image.Exif()
+    exif[274], exif[271] = 6, "maker of the camera" * 3
+    picture().save(tmp_path / "a.jpg", exif=exif, quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    at = content.index(b"Exif\0\0") + 6
+    damaged = content[: at + 4] + b"\xff\xff\xff\x7f" + content[at + 8 :]
+    assert decode(damaged).size == (60, 40)
 
 
 def test_the_jpeg_decoder_scales_but_not_below_what_is_asked(tmp_path: Path):

@@ -1,6 +1,6 @@
 """The geometry of CutMix and Crop, and the pasting of pixels.
 
-In: square uint8 pictures and a `random.Random`. Out: pictures and boxes in pixels. The five settings are
+In: square uint8 arrays and a `random.Random`. Out: arrays and boxes in pixels. The five settings are
 those of the published data set: half, quarter, ninth, sixteenth of the area, or one of them at random.
 """
 
@@ -8,9 +8,8 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
-from PIL import Image
+import numpy as np
 
-from kilopix.data.sources import window
 from kilopix.types import UserError
 
 Setting = Literal["1/2", "1/4", "1/9", "1/16"]
@@ -40,8 +39,7 @@ def choose_paste(setting: SettingChoice, side: int, rng: random.Random) -> Paste
     the corners. 1/9: side S//3 touching a border at a random offset. 1/16: side S//4, at least 5% from
     every border, outside the central square of +-10%.
     """
-    if side < 20:
-        raise UserError(f"CutMix needs pictures of at least 20 pixels, not {side}.")
+    check_size(side)
     one: Setting = rng.choice(SETTINGS) if setting == "all" else setting
     if one == "1/2":
         half = side // 2
@@ -57,6 +55,12 @@ def choose_paste(setting: SettingChoice, side: int, rng: random.Random) -> Paste
         part = side // 4
         x, y = _off_center(side, part, rng)
     return Paste(one, (x, y, x + part, y + part), part, (0, 0, part, part))
+
+
+def check_size(side: int) -> None:
+    """Refuse pictures too small for the geometry."""
+    if side < 20:
+        raise UserError(f"CutMix needs pictures of at least 20 pixels, not {side}.")
 
 
 def _on_border(side: int, part: int, rng: random.Random) -> tuple[int, int]:
@@ -75,11 +79,21 @@ def _off_center(side: int, part: int, rng: random.Random) -> tuple[int, int]:
             return x, y
 
 
-def paste(base: Image.Image, partner: Image.Image, where: Paste) -> Image.Image:
-    """Paste a partner, already square at `where.partner_side`, into a copy of the base, in uint8."""
-    out = base.copy()
-    out.paste(partner.crop(where.partner_box), where.box[:2])
-    return out
+def paste_at(setting: str, box: tuple[float, float, float, float], side: int) -> Paste:
+    """The paste that a row of a manifest describes; `box` is in fractions of the side."""
+    x0, y0, x1, y1 = (round(v * side) for v in box)
+    if setting == "1/2":
+        return Paste("1/2", (x0, y0, x1, y1), side, (x0, y0, x1, y1))
+    one: Setting = next(s for s in SETTINGS if s == setting)
+    return Paste(one, (x0, y0, x1, y1), x1 - x0, (0, 0, x1 - x0, y1 - y0))
+
+
+def paste(base: np.ndarray, partner: np.ndarray, where: Paste) -> np.ndarray:
+    """Paste a partner, already square at `where.partner_side`, into the base, which is returned."""
+    x0, y0, x1, y1 = where.box
+    a, b, c, d = where.partner_box
+    base[y0:y1, x0:x1] = partner[b:d, a:c]
+    return base
 
 
 def choose_crop(rng: random.Random, smallest: float = 0.5) -> tuple[float, float, float, float]:
@@ -87,11 +101,3 @@ def choose_crop(rng: random.Random, smallest: float = 0.5) -> tuple[float, float
     part = rng.uniform(smallest, 1.0)
     x, y = rng.uniform(0, 1 - part), rng.uniform(0, 1 - part)
     return (x, y, x + part, y + part)
-
-
-def crop(image: Image.Image, box: tuple[float, float, float, float], side: int) -> Image.Image:
-    """The window `box` of a picture's centred square, at `side` pixels, resized once."""
-    short = min(image.size)
-    left, top = (image.width - short) / 2, (image.height - short) / 2
-    x0, y0, x1, y1 = (v * short for v in box)
-    return window(image, (left + x0, top + y0, left + x1, top + y1), side)

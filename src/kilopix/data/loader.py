@@ -1,11 +1,14 @@
 """The loader: batches in an order that is a pure function of (seed, images seen).
 
 In: shards and, for every sample, whether its augmented version is wanted. Out: batches of tensors. So a
-run resumes from one number, and only what is used is read.
+run resumes from one number, any number of devices sees the same order, and only what is used is read.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kilopix.data.shards import Sample, Shards
+from kilopix.data.text_storage import TextStorage, stack
 from kilopix.runtime import seed_from
 from kilopix.types import LatentMoments, TextStates
+
+BLOCK = 16
+"""Samples that lie and are read together; with Flan-T5-XL's states some ten megabytes."""
+WINDOW = 4096
+"""Blocks among whose samples the next is drawn: 65,536 samples, of any class."""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -28,50 +39,104 @@ class Batch:
 
 
 class SampleOrder:
-    """Which sample is seen when: every epoch is a new permutation, drawn from (seed, epoch)."""
+    """Which sample is seen when: every epoch is a new permutation, drawn from (seed, epoch).
 
-    def __init__(self, count: int, seed: int):
+    Blocks of consecutive samples are shuffled, then the samples within a window of blocks, so that a disk
+    that is slow to seek, or a file system far away, reads whole blocks.
+    """
+
+    def __init__(self, count: int, seed: int, block: int = BLOCK, window: int = WINDOW):
         self.count = count
         self.seed = seed
-        self._epoch = -1
-        self._permutation = np.empty(0, np.int64)
+        self.block = block
+        self.window = window
+        self._epoch = self._number = -1
+        self._blocks = self._starts = self._samples = np.empty(0, np.int64)
 
     def at(self, image: int) -> tuple[int, int]:
         """The sample, and the epoch, of the image with this number since the start of training."""
         epoch, place = divmod(image, self.count)
         if epoch != self._epoch:
-            rng = np.random.default_rng(seed_from("order", self.seed, epoch))
-            self._epoch, self._permutation = epoch, rng.permutation(self.count)
-        return int(self._permutation[place]), epoch
+            self._begin_epoch(epoch)
+        number = int(np.searchsorted(self._starts, place, "right")) - 1
+        if number != self._number:
+            self._begin_window(epoch, number)
+        return int(self._samples[place - self._starts[number]]), epoch
+
+    def _begin_epoch(self, epoch: int) -> None:
+        rng = np.random.default_rng(seed_from("order", self.seed, epoch))
+        self._blocks = rng.permutation(-(-self.count // self.block))
+        lengths = np.minimum(self.block, self.count - self._blocks * self.block)  # the last may be short
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        self._starts = ends[: -1 : self.window]
+        self._epoch, self._number = epoch, -1
+
+    def _begin_window(self, epoch: int, number: int) -> None:
+        blocks = self._blocks[number * self.window : (number + 1) * self.window]
+        samples = (blocks[:, None] * self.block + np.arange(self.block)).ravel()
+        rng = np.random.default_rng(seed_from("window", self.seed, epoch, number))
+        self._number, self._samples = number, rng.permutation(samples[samples < self.count])
 
 
 def load_batch(
-    shards: Shards, order: SampleOrder, first: int, augmented: Sequence[bool], short: Sequence[bool]
+    shards: Shards,
+    order: SampleOrder,
+    first: int,
+    augmented: Sequence[bool],
+    short: Sequence[bool],
+    rank: int = 0,
+    ranks: int = 1,
+    dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """The batch that starts at image number `first`.
+    """The batch that starts at image number `first`, or the share of it that is rank's of `ranks`.
 
-    Where `augmented`, the augmented version is taken, if there is one; where `short`, the short caption.
+    Where `augmented`, the augmented version is taken, if there is one; where `short`, the short caption:
+    both are given for the whole batch. The ranks' shares, one after the other, are the whole batch.
     """
+    assert len(augmented) == len(short), "one decision of each kind for every image"
+    share = range(rank * len(short) // ranks, (rank + 1) * len(short) // ranks)
     samples = []
-    for offset, (wants_augmented, wants_short) in enumerate(zip(augmented, short, strict=True)):
+    for offset in share:
         i, epoch = order.at(first + offset)
-        sample = (shards.augmented(i, epoch) if wants_augmented else None) or shards.plain(i)
-        samples.append(replace(sample, text=sample.short_text) if wants_short else sample)
-    return collate(samples)
+        sample = shards.augmented(i, epoch, short[offset]) if augmented[offset] else None
+        samples.append(sample or shards.plain(i, short[offset]))
+    batch = collate(samples, shards.index.text_storage, dtype)
+    if shards.whitening is None:
+        return batch
+    return Batch(shards.whitening.whiten(batch.moments), batch.text, batch.window, batch.paths)
 
 
-def collate(samples: list[Sample]) -> Batch:
-    """Stack samples; text is padded to the longest of the batch."""
-    means = torch.from_numpy(np.stack([s.mean for s in samples]).astype(np.float32))
-    stds = torch.zeros_like(means)
+def collate(
+    samples: list[Sample], storage: TextStorage = "float16", dtype: torch.dtype = torch.float32
+) -> Batch:
+    """Stack samples, text padded to the longest of the batch; here the mapped bytes are first copied."""
+    mean = np.stack([s.mean for s in samples])
+    std = np.zeros_like(mean)
     for i, sample in enumerate(samples):
         if sample.std is not None:
-            stds[i] = torch.from_numpy(sample.std.astype(np.float32))
-    longest = max(len(s.text) for s in samples)
-    states = torch.zeros(len(samples), longest, samples[0].text.shape[1])
-    mask = torch.zeros(len(samples), longest, dtype=torch.bool)
-    for i, sample in enumerate(samples):
-        states[i, : len(sample.text)] = torch.from_numpy(sample.text.astype(np.float32))
-        mask[i, : len(sample.text)] = True
+            std[i] = sample.std
+    moments = LatentMoments(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+    text = stack([s.text for s in samples], storage, dtype)
     window = torch.tensor([s.window for s in samples], dtype=torch.float32)
-    return Batch(LatentMoments(means, stds), TextStates(states, mask), window, [s.path for s in samples])
+    return Batch(moments, text, window, [s.path for s in samples])
+
+
+def prefetch(
+    load: Callable[[Key], Batch], keys: Iterable[Key], depth: int = 2, workers: int = 1
+) -> Iterator[Batch]:
+    """Load the batches of `keys` in threads, up to `depth` ahead of the one in use, in the order of the keys.
+
+    What loading raises is raised here, in its turn. With several workers, `load` must be safe to call from
+    several threads; `load_batch` is, where each call has a `SampleOrder` of its own.
+    """
+    waiting: deque[Future[Batch]] = deque()
+    pool = ThreadPoolExecutor(workers, "kilopix-loader")
+    try:
+        for key in keys:
+            waiting.append(pool.submit(load, key))
+            if len(waiting) > depth:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -7,7 +7,7 @@ and beside it `<name>.failures.jsonl` that names every file left out, and why.
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+MANIFEST_FORMAT = "kilopix manifest 1"
+
+
 @dataclass(frozen=True)
 class Row:
     """One picture: `path` is below the manifest's root and is its id, `short` a caption of few words.
+
+    A picture in a container has a path such as `train-0.parquet#17` or `shard.tar#0001.jpg`.
 
     kind is plain, cutmix or crop; of the last two, `base` names the plain picture, `setting` and
     `partner` the paste, and `box` (x0, y0, x1, y1 in fractions of the side) where it lies. A row with an
@@ -43,11 +48,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A manifest that was read: the folder its paths start from, its rows, and the job that made it."""
+    """A manifest that was read: the folder its paths start from, its rows, the job that made it, and the
+    rows that were left out of it."""
 
     root: Path
     rows: list[Row]
     job: dict[str, Any]
+    failed: list[Row] = field(default_factory=list)
 
     def file(self, row: Row) -> Path:
         """The picture of a row."""
@@ -88,7 +95,8 @@ def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any])
     if not good:
         raise UserError(f"{root}: no picture in it could be used; {failures_path(path)} says why for each.")
     relative = os.path.relpath(root.resolve(), path.resolve().parent)
-    metadata = {"root": relative, "job": json.dumps(job), "format": "kilopix manifest 1"}
+    metadata = {"root": relative, "job": json.dumps(job), "format": MANIFEST_FORMAT}
+    metadata["failed"] = json.dumps([[row.path, row.class_name, row.error] for row in failed])
     table = to_table(good).replace_schema_metadata(metadata)
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
@@ -112,10 +120,25 @@ def read_manifest(path: Path) -> Manifest:
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    if metadata.get("format") != "kilopix manifest 1" or not table.schema.equals(schema()):
+    if metadata.get("format") != MANIFEST_FORMAT or not table.schema.equals(schema()):
         raise UserError(f"{path}: a Parquet file, but not a manifest of this version of kilopix.")
     root = (path.resolve().parent / metadata["root"]).resolve()
-    return Manifest(root, from_table(table), json.loads(metadata["job"]))
+    failed = [Row(path, name, error=why) for path, name, why in json.loads(metadata.get("failed", "[]"))]
+    return Manifest(root, from_table(table), json.loads(metadata["job"]), failed)
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest, of any version, rather than another Parquet file or a folder."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if path.suffix != ".parquet" or not path.is_file():
+        return False
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return metadata.get(b"format", b"").startswith(b"kilopix manifest")
 
 
 def finished(path: Path, job: dict[str, Any]) -> Manifest | None:

@@ -7,12 +7,12 @@ same command goes on after any interruption; other arguments on the same folder 
 
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.data.engines import Engine, Job, run_local, run_ray
 from kilopix.runtime import atomic_path, progress_bar, read_json, write_json
 from kilopix.types import UserError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 JOB = "job.json"
+ROWS_WORTH_PROCESSES = 1000
 MakePart = Callable[[int], "pa.Table"]
 
 
@@ -69,44 +70,67 @@ def _difference(key: str, before: Any, now: Any) -> str:
     return f"{key} has changed since" if hashes else f"{key} was {before!r} and is now {now!r}"
 
 
-def make_parts(parts: Parts, make: MakePart, title: str, rows: int, workers: int | None) -> None:
-    """Make all missing parts, in `workers` processes; `make` must be picklable where that is above 1."""
+def make_parts(
+    parts: Parts,
+    make: MakePart,
+    title: str,
+    rows: int,
+    workers: int | None,
+    engine: Engine = "local",
+    wants_gpu: bool = False,
+) -> None:
+    """Make all missing parts with an engine, `make` being a value that can be sent to another process.
+
+    `workers` are all cores if not given; one worker on this machine, or work for less than a few seconds,
+    is done in this process. What a killed worker left behind is deleted.
+    """
+    _delete_unfinished(parts.folder)
     missing = parts.missing()
-    workers = min(workers or os.cpu_count() or 1, len(missing))
+    if not missing:
+        return
+    job = Job(make, parts, wants_gpu)
     with progress_bar() as bar:
         rows_per_part = rows / parts.count
         task = bar.add_task(title, total=rows, note="")
         bar.advance(task, (parts.count - len(missing)) * rows_per_part)
-        if workers <= 1:
-            for part in missing:
-                write_table(parts.path(part), make(part))
-                bar.advance(task, rows_per_part)
-            return
-        with ProcessPoolExecutor(
-            workers, mp_context=get_context("spawn"), initializer=_set_make, initargs=(make,)
-        ) as pool:
-            try:
-                for done in as_completed(
-                    [pool.submit(_make_one, part, parts.path(part)) for part in missing]
-                ):
-                    done.result()
-                    bar.advance(task, rows_per_part)
-            finally:
-                pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, begin no other part
+
+        def done(_: int) -> None:
+            bar.advance(task, rows_per_part)
+
+        if engine == "ray":
+            run_ray(job, missing, workers, done)
+        elif (count := _local_workers(workers, rows, len(missing))) > 1:
+            run_local(job, missing, count, done)
+        else:
+            with one_thread_here():
+                for part in missing:
+                    job.do(part)
+                    done(part)
+    _delete_unfinished(parts.folder)
 
 
-_make: MakePart | None = None
-"""In a worker process, the function sent to it once, at its start."""
+def _local_workers(asked: int | None, rows: int, missing: int) -> int:
+    if asked is None and rows < ROWS_WORTH_PROCESSES:
+        return 1
+    return min(asked or os.cpu_count() or 1, missing)
 
 
-def _set_make(make: MakePart) -> None:
-    global _make
-    _make = make
+def _delete_unfinished(folder: Path) -> None:
+    for file in folder.glob(".*.tmp"):
+        file.unlink(missing_ok=True)
 
 
-def _make_one(part: int, path: Path) -> None:
-    assert _make is not None
-    write_table(path, _make(part))
+@contextmanager
+def one_thread_here() -> Iterator[None]:
+    """Inside, this process computes with one thread, as workers do, so that it gets their results."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def write_table(path: Path, table: "pa.Table") -> None:
@@ -127,3 +151,13 @@ def read_table(path: Path) -> "pa.Table":
         raise UserError(
             f"{path}: not a whole Arrow file ({error}); delete it and run the command again."
         ) from None
+
+
+def open_table(path: Path) -> "pa.RecordBatch":
+    """Memory-map an Arrow file that was written whole, as its one batch; nothing is copied."""
+    import pyarrow as pa
+
+    table = read_table(path)
+    batches = table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
+    assert len(batches) == 1, f"{path}: written in several batches"
+    return batches[0]

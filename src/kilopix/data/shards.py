@@ -1,29 +1,34 @@
 """Shards: latents and text states on disk, memory-mapped, in a folder that explains itself.
 
 In: rows of latents (mean, standard deviation) and text states. Out: Arrow files, and an `index.json`
-with schema, encoders, token limit, image size, counts and SHA-256 of every file. Numbers are stored
-in half precision: latents as float16, text states as float16.
+with schema, encoders, token limit, image size, statistics of the latents, counts and SHA-256 of every file.
+Latents are stored in float16 as the autoencoder gives them, and whitened only when they are used.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from pydantic import Field
+from torch import Tensor
 
 from kilopix.config import Config
 from kilopix.data.manifest import Row
-from kilopix.data.parts import read_table
-from kilopix.runtime import read_json, sha256_of_file, write_json
-from kilopix.types import LatentMoments, TextStates, UserError
+from kilopix.data.part_facts import EMPTY_TEXT as EMPTY_TEXT
+from kilopix.data.part_facts import load_text
+from kilopix.data.parts import open_table
+from kilopix.data.text_storage import StoredText, TextStorage, pack, view
+from kilopix.runtime import read_json, write_json
+from kilopix.types import LatentMoments, LatentStatistics, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FORMAT = "kilopix shards 2"
 INDEX = "index.json"
 CODEC = "codec.safetensors"
-EMPTY_TEXT = "empty_text.safetensors"
 _COLUMNS = {
     "path": "string: id of the picture",
     "caption": "string",
@@ -33,24 +38,28 @@ _COLUMNS = {
     "window": "4 x float32: the part of the whole picture that is shown (x0, y0, x1, y1)",
     "mean": "latent_shape x float16: mean of the latents",
     "std": "latent_shape x float16: their standard deviation; no bytes where it is 0 everywhere",
-    "text": "tokens x text_width x float16: states of the caption's real tokens",
-    "short_text": "the same of the short caption",
+    "text": "tokens x text_width x text_storage: states of the caption's real tokens; before int8 states "
+    "lie their scales, one float32 a token",
+    "short_text": "the same of the short caption; no bytes where it is the caption",
 }
 
 
 class ShardIndex(Config):
     """What `index.json` says."""
 
-    format: str = "kilopix shards 1"
+    format: str = FORMAT
     image_size: int
     latent_shape: tuple[int, int, int]
     text_width: int
     text_encoder_name: str
     text_encoder: dict[str, Any]
     text_fingerprint: str
+    text_storage: TextStorage = "float16"
     autoencoder_name: str
     autoencoder: dict[str, Any]
     autoencoder_fingerprint: str
+    latent_statistics: LatentStatistics
+    augmentation: dict[str, Any] = Field(default_factory=dict)
     plain: int
     augmented: int
     left_out: int
@@ -60,14 +69,24 @@ class ShardIndex(Config):
 
 
 def to_shard(
-    rows: list[Row], moments: LatentMoments, texts: list[torch.Tensor], short_texts: list[torch.Tensor]
+    rows: list[Row],
+    moments: LatentMoments,
+    texts: list[Tensor],
+    short_texts: list[Tensor],
+    storage: TextStorage = "float16",
 ) -> "pa.Table":
-    """One Arrow table of rows with their latents and the states (tokens, width) of both captions."""
+    """One Arrow table of rows with their latents and the states (tokens, width) of both captions.
+
+    A short text that is the very tensor of the long one is not stored a second time.
+    """
     import pyarrow as pa
 
     means, stds = moments.mean.half().cpu().numpy(), moments.std.half().cpu().numpy()
     full = (0.0, 0.0, 1.0, 1.0)
     windows = [row.box if row.kind == "crop" else full for row in rows]
+    shorts = [
+        b"" if short is text else pack(short, storage) for short, text in zip(short_texts, texts, strict=True)
+    ]
     columns = {
         "path": pa.array([row.path for row in rows], pa.string()),
         "caption": pa.array([row.caption for row in rows], pa.string()),
@@ -77,16 +96,10 @@ def to_shard(
         "window": pa.array(windows, pa.list_(pa.float32(), 4)),
         "mean": pa.array([m.tobytes() for m in means], pa.large_binary()),
         "std": pa.array([s.tobytes() if s.any() else b"" for s in stds], pa.large_binary()),
-        "text": _binary(texts),
-        "short_text": _binary(short_texts),
+        "text": pa.array([pack(text, storage) for text in texts], pa.large_binary()),
+        "short_text": pa.array(shorts, pa.large_binary()),
     }
     return pa.table(columns)
-
-
-def _binary(texts: list[torch.Tensor]) -> "pa.Array":
-    import pyarrow as pa
-
-    return pa.array([text.half().cpu().numpy().tobytes() for text in texts], pa.large_binary())
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
@@ -99,36 +112,27 @@ def read_index(folder: Path) -> ShardIndex:
     if not (folder / INDEX).exists():
         raise UserError(f"{folder}: no {INDEX} in it, so no finished shards; run `kilopix encode` (again).")
     values = read_json(folder / INDEX)
-    if values.get("format") != "kilopix shards 1":
+    if values.get("format") != FORMAT:
         raise UserError(f"{folder / INDEX}: not written by this version of kilopix.")
     return ShardIndex(**values)
 
 
-def verify(folder: Path) -> None:
-    """Check every file of the shards against its hash; a `UserError` names those that differ."""
-    wrong = [
-        name
-        for name, digest in read_index(folder).files.items()
-        if not (folder / name).is_file() or sha256_of_file(folder / name) != digest
-    ]
-    if wrong:
-        raise UserError(f"{folder}: damaged or missing: {', '.join(wrong)}; encode again into a new folder.")
-
-
 @dataclass(frozen=True)
 class Sample:
-    """One row of the shards, not copied: latents `C H W`, text `tokens D`, window of the picture."""
+    """One row of the shards, not copied: latents `C H W`, one caption's text, window of the picture."""
 
     path: str
     mean: np.ndarray
     std: np.ndarray | None
-    text: np.ndarray
-    short_text: np.ndarray
+    text: StoredText
     window: tuple[float, float, float, float]
 
 
 class Shards:
-    """All rows of a folder of shards, memory-mapped; `plain[i]` and its augmented version, if any."""
+    """All rows of a folder of shards, memory-mapped; `plain(i)` and its augmented version, if any.
+
+    Each file is opened when a row of it is first asked for.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -136,62 +140,134 @@ class Shards:
         missing = [name for name in self.index.files if not (folder / name).is_file()]
         if missing:
             raise UserError(f"{folder / missing[0]}: missing; encode again into a new folder.")
-        self._tables = {"plain": self._open("plain"), "augmented": self._open("augmented")}
-        plain_paths = self._tables["plain"].column("path").to_pylist()
-        position = {path: i for i, path in enumerate(plain_paths)}
-        bases = self._tables["augmented"].column("base").to_pylist() if self.index.augmented else []
-        self._augmented_of: dict[int, list[int]] = {}
-        for j, base in enumerate(bases):
-            if base in position:
-                self._augmented_of.setdefault(position[base], []).append(j)
+        self._files = {kind: self._open(kind) for kind in ("plain", "augmented")}
+        self._starts = {
+            kind: np.cumsum([0, *(len(file) for file in files)]) for kind, files in self._files.items()
+        }
+        self._versions = Versions.of(self.column("plain", "path"), self.column("augmented", "base"))
         self.empty_text = load_text(folder / EMPTY_TEXT)
 
-    def _open(self, kind: str) -> "pa.Table":
+    def _open(self, kind: str) -> "list[ShardFile]":
+        names = sorted(n for n in self.index.files if n.startswith(f"{kind}-") and n.endswith(".arrow"))
+        return [ShardFile(open_table(self.folder / n), self.index) for n in names]
+
+    def column(self, kind: str, name: str) -> "pa.ChunkedArray":
+        """A column of texts (path, caption, class_name, base, kind) of all plain or augmented rows."""
         import pyarrow as pa
 
-        names = sorted(n for n in self.index.files if n.startswith(kind) and n.endswith(".arrow"))
-        tables = [read_table(self.folder / n) for n in names]
-        return pa.concat_tables(tables) if tables else pa.table({})
+        return pa.chunked_array([file.table.column(name) for file in self._files[kind]], pa.string())
 
     def __len__(self) -> int:
         return self.index.plain
 
-    def plain(self, i: int) -> Sample:
-        """The plain picture number i."""
-        return self._sample("plain", i)
+    @cached_property
+    def whitening(self) -> LatentStatistics | None:
+        """What the latents are whitened with when they are used, if the autoencoder's settings say so."""
+        return self.index.latent_statistics if self.index.autoencoder.get("whiten") else None
 
-    def augmented(self, i: int, choice: int = 0) -> Sample | None:
+    def plain(self, i: int, short: bool = False) -> Sample:
+        """The plain picture number i, with its caption or its short one."""
+        return self._sample("plain", i, short)
+
+    def augmented(self, i: int, choice: int = 0, short: bool = False) -> Sample | None:
         """An augmented version of plain picture i, `choice` taken modulo how many there are."""
-        versions = self._augmented_of.get(i)
-        return self._sample("augmented", versions[choice % len(versions)]) if versions else None
-
-    def _sample(self, kind: str, i: int) -> Sample:
-        row = self._tables[kind].slice(i, 1)
-        std = row["std"][0].as_buffer()
-        shape = self.index.latent_shape
-        return Sample(
-            row["path"][0].as_py(),
-            np.frombuffer(row["mean"][0].as_buffer(), np.float16).reshape(shape),
-            np.frombuffer(std, np.float16).reshape(shape) if std.size else None,
-            np.frombuffer(row["text"][0].as_buffer(), np.float16).reshape(-1, self.index.text_width),
-            np.frombuffer(row["short_text"][0].as_buffer(), np.float16).reshape(-1, self.index.text_width),
-            tuple(row["window"][0].as_py()),
+        versions = self._versions[i]
+        return (
+            self._sample("augmented", int(versions[choice % len(versions)]), short) if len(versions) else None
         )
 
+    def versions(self, i: int) -> list[int]:
+        """The numbers of the augmented rows that are made from plain picture i."""
+        return self._versions[i].tolist()
 
-def save_text(path: Path, text: TextStates) -> None:
-    """Keep one text's states in a file."""
-    from safetensors.torch import save_file
-
-    from kilopix.runtime import atomic_path
-
-    with atomic_path(path) as temporary:
-        save_file({"states": text.states.cpu().contiguous(), "mask": text.mask.cpu()}, temporary)
+    def _sample(self, kind: str, i: int, short: bool) -> Sample:
+        file = int(np.searchsorted(self._starts[kind], i, "right")) - 1
+        return self._files[kind][file].sample(i - int(self._starts[kind][file]), short)
 
 
-def load_text(path: Path) -> TextStates:
-    """Read the file of one text's states."""
-    from safetensors.torch import load_file
+class ShardFile:
+    """One Arrow file; its columns become arrays over the mapped bytes when first used."""
 
-    tensors = load_file(path)
-    return TextStates(tensors["states"], tensors["mask"])
+    def __init__(self, table: "pa.RecordBatch", index: ShardIndex):
+        self.table = table
+        self._index = index
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def sample(self, i: int, short: bool) -> Sample:
+        """Row i of the file."""
+        shape = self._index.latent_shape
+        blob = self._short[i] if short else self._text[i]
+        blob = blob if len(blob) else self._text[i]
+        text = view(blob, self._index.text_storage, self._index.text_width)
+        std = self._std[i]
+        x0, y0, x1, y1 = self._window[i].tolist()
+        return Sample(
+            self._path[i].as_py(),
+            self._mean[i].view(np.float16).reshape(shape),
+            std.view(np.float16).reshape(shape) if len(std) else None,
+            text,
+            (x0, y0, x1, y1),
+        )
+
+    @cached_property
+    def _path(self) -> "pa.Array":
+        return self.table.column("path")
+
+    @cached_property
+    def _window(self) -> np.ndarray:
+        return self.table.column("window").flatten().to_numpy().reshape(-1, 4)
+
+    @cached_property
+    def _mean(self) -> "Blobs":
+        return Blobs(self.table.column("mean"))
+
+    @cached_property
+    def _std(self) -> "Blobs":
+        return Blobs(self.table.column("std"))
+
+    @cached_property
+    def _text(self) -> "Blobs":
+        return Blobs(self.table.column("text"))
+
+    @cached_property
+    def _short(self) -> "Blobs":
+        return Blobs(self.table.column("short_text"))
+
+
+class Blobs:
+    """A column of bytes, as views of one array; Arrow's own access costs several times as much."""
+
+    def __init__(self, column: "pa.Array"):
+        _, offsets, data = column.buffers()
+        self._offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+        self._data = np.frombuffer(data or b"", np.uint8)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self._data[self._offsets[i] : self._offsets[i + 1]]
+
+    def sizes(self) -> np.ndarray:
+        """Bytes of every entry."""
+        return np.diff(self._offsets)
+
+
+@dataclass(frozen=True)
+class Versions:
+    """Which augmented rows belong to a plain one: of number i, `rows[starts[i]:starts[i + 1]]`."""
+
+    rows: np.ndarray
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, paths: "pa.ChunkedArray", bases: "pa.ChunkedArray") -> "Versions":
+        """Find the plain path of every base; an augmented row without one is never used."""
+        import pyarrow.compute as pc
+
+        found = pc.index_in(bases, value_set=paths.combine_chunks())  # pyright: ignore
+        plain = pc.fill_null(found, -1).to_numpy()
+        rows = np.argsort(plain, kind="stable")
+        return cls(rows, np.searchsorted(plain[rows], np.arange(len(paths) + 1)))
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.rows[self.starts[i] : self.starts[i + 1]]

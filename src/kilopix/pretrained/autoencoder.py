@@ -13,8 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from kilopix.config import Config
+from kilopix.pretrained.memory import in_halves
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
-from kilopix.pretrained.weights import find_model, weights_digest
+from kilopix.pretrained.weights import DtypeName, find_model, torch_dtype, weights_digest
+from kilopix.runtime import read_json
 from kilopix.types import LatentMoments, UserError
 
 CODEC_FILE = "codec.safetensors"
@@ -61,7 +63,8 @@ class SDAutoencoderConfig(Config):
     """The autoencoder of Stable Diffusion from the Hugging Face hub or a folder, in diffusers' form.
 
     `decoder_name` names another model of the same latents for decoding; the paper decodes with the one in
-    subfolder `vae` of Stable Diffusion 1.5. Latents are multiplied by `scale`.
+    subfolder `vae` of Stable Diffusion 1.5. Latents are multiplied by `scale`; with `whiten`, every channel
+    is whitened besides, with the data set's statistics. `auto` is bfloat16 on CUDA and float32 elsewhere.
     """
 
     kind: Literal["sd"] = "sd"
@@ -72,28 +75,52 @@ class SDAutoencoderConfig(Config):
     decoder_revision: str | None = None
     decoder_subfolder: str = ""
     scale: float = Field(default=0.18215, gt=0)
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    whiten: bool = False
+    dtype: DtypeName = "auto"
 
 
-AutoencoderConfig = Annotated[SDAutoencoderConfig | PatchCodecConfig, Field(discriminator="kind")]
+class DiffusersAutoencoderConfig(Config):
+    """Any image autoencoder of diffusers, by name: AutoencoderKL (SDXL, FLUX), AutoencoderDC (DC-AE), ...
+
+    Latents are (latents - shift) * scale, with the model's own values where none are given, and whitened by
+    channel with the data set's statistics unless `whiten` is off. `downsampling` is checked against the
+    model; it stands here since a recipe is checked before a model is loaded.
+    """
+
+    kind: Literal["diffusers"] = "diffusers"
+    name: str
+    revision: str | None = None
+    subfolder: str = ""
+    downsampling: int = Field(default=8, ge=1)
+    scale: float | None = Field(default=None, gt=0)
+    shift: float | None = None
+    whiten: bool = True
+    dtype: DtypeName = "auto"
 
 
-class _SDAutoencoder:
-    """diffusers' AutoencoderKL with scaled latents."""
+HubAutoencoderConfig = SDAutoencoderConfig | DiffusersAutoencoderConfig
+AutoencoderConfig = Annotated[HubAutoencoderConfig | PatchCodecConfig, Field(discriminator="kind")]
 
-    def __init__(self, config: SDAutoencoderConfig, folder: Path, model: Any, device: str):
-        self.name = config.name if config.decoder_name is None else f"{config.name}+{config.decoder_name}"
+
+class _DiffusersAutoencoder:
+    """An autoencoder of diffusers with shifted and scaled latents."""
+
+    def __init__(self, name: str, folder: Path, model: Any, scale: float, shift: float, device: str):
+        self.name = name
         self.channels: int = model.config.latent_channels
         self.downsampling: int = _downsampling(model)
-        self._scale = config.scale
+        self._scale, self._shift = scale, shift
         self._folder = folder
         self._device = device
-        self._model = model.to(device).eval().requires_grad_(False)
+        # The order of the bytes for which convolutions are fastest, on GPUs and with large pictures on CPUs.
+        model = model.to(device, memory_format=torch.channels_last)
+        self._model = model.eval().requires_grad_(False)
 
     @property
     def fingerprint(self) -> str:
         # Of the encoder's weights: another decoder leaves the latents as they are.
-        return f"sd-{weights_digest(self._folder, _WEIGHTS)}-{self._scale:g}"
+        kind = "sd" if self._shift == 0 else f"shifted{self._shift:g}"
+        return f"{kind}-{weights_digest(self._folder, _WEIGHTS)}-{self._scale:g}"
 
     def encode(self, images: Float[Tensor, "B 3 H W"]) -> LatentMoments:
         height, width = images.shape[-2:]
@@ -103,14 +130,30 @@ class _SDAutoencoder:
                 f"{self.downsampling}."
             )
         with torch.inference_mode():
-            latents = self._model.encode(images.to(self._device, self._model.dtype)).latent_dist
+            images = images.to(self._device, self._model.dtype, memory_format=torch.channels_last)
+            mean, std = _moments(self._model.encode(images))
         # Outside of inference mode, so that autograd accepts the results as inputs.
-        return LatentMoments(latents.mean.float() * self._scale, latents.std.float() * self._scale)
+        return LatentMoments((mean.float() - self._shift) * self._scale, std.float() * self._scale)
 
     def decode(self, latents: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 3 H W"]:
         with torch.inference_mode():
-            images = self._model.decode((latents / self._scale).to(self._device, self._model.dtype)).sample
+            raw = latents / self._scale + self._shift
+            images = self._model.decode(raw.to(self._device, self._model.dtype)).sample
         return images.float().clamp(-1, 1)
+
+
+def _moments(output: Any) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of what a model's `encode` gives; a deterministic one has std 0."""
+    if "latent_dist" in output:
+        return output.latent_dist.mean, output.latent_dist.std
+    mean = output.latent if "latent" in output else output.latents
+    return mean, torch.zeros_like(mean)
+
+
+def encode_images(autoencoder: Autoencoder, images: Float[Tensor, "B 3 H W"]) -> LatentMoments:
+    """Latents of a batch, in as few passes as the device's memory allows."""
+    parts = in_halves(lambda some: autoencoder.encode(torch.stack(list(some))), list(images))
+    return LatentMoments(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
 
 
 def load_autoencoder(config: AutoencoderConfig, folder: Path | None, device: str = "cpu") -> Autoencoder:
@@ -120,6 +163,8 @@ def load_autoencoder(config: AutoencoderConfig, folder: Path | None, device: str
     """
     if isinstance(config, SDAutoencoderConfig):
         return _load_sd(config, device)
+    if isinstance(config, DiffusersAutoencoderConfig):
+        return _load_diffusers(config, device)
     if folder is None:
         raise UserError("autoencoder patch: give the folder of the shards, where its codec is stored.")
     codec = PatchCodec.load(folder / CODEC_FILE)
@@ -136,14 +181,16 @@ def _values(config: PatchCodecConfig) -> str:
 
 
 def _load_sd(config: SDAutoencoderConfig, device: str) -> Autoencoder:
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = torch_dtype(config.dtype, device)
     folder = find_model(config.name, config.revision, config.subfolder, _WEIGHTS)
-    model = _read_kl(folder, dtype)
+    model = _read_model(folder, dtype)
+    name = config.name
     if config.decoder_name is not None:
+        name = f"{config.name}+{config.decoder_name}"
         other_folder = find_model(
             config.decoder_name, config.decoder_revision, config.decoder_subfolder, _WEIGHTS
         )
-        other = _read_kl(other_folder, dtype)
+        other = _read_model(other_folder, dtype)
         ours = (model.config.latent_channels, _downsampling(model))
         theirs = (other.config.latent_channels, _downsampling(other))
         if ours != theirs:
@@ -152,16 +199,37 @@ def _load_sd(config: SDAutoencoderConfig, device: str) -> Autoencoder:
                 f"{theirs[1]} pixels a side, those of {config.name!r} have {ours[0]} and {ours[1]}."
             )
         model.decoder, model.post_quant_conv = other.decoder, other.post_quant_conv
-    return _SDAutoencoder(config, folder, model, device)
+    return _DiffusersAutoencoder(name, folder, model, config.scale, 0.0, device)
 
 
-def _read_kl(folder: Path, dtype: torch.dtype) -> Any:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+def _load_diffusers(config: DiffusersAutoencoderConfig, device: str) -> Autoencoder:
+    folder = find_model(config.name, config.revision, config.subfolder, _WEIGHTS)
+    model = _read_model(folder, torch_dtype(config.dtype, device))
+    if (found := _downsampling(model)) != config.downsampling:
+        raise UserError(
+            f"autoencoder.downsampling={config.downsampling}: {config.name} has {found} pixels a side for "
+            f"each latent position; set autoencoder.downsampling={found}."
+        )
+    own = model.config
+    scale = config.scale or getattr(own, "scaling_factor", None) or 1.0
+    shift = config.shift if config.shift is not None else getattr(own, "shift_factor", None) or 0.0
+    return _DiffusersAutoencoder(config.name, folder, model, scale, shift, device)
 
-    return AutoencoderKL.from_pretrained(
+
+def _read_model(folder: Path, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    name = str(read_json(folder / "config.json").get("_class_name", "AutoencoderKL"))
+    cls = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
+    if cls is None:
+        raise UserError(f"{folder / 'config.json'}: {name} is no image autoencoder of this diffusers.")
+    return cls.from_pretrained(
         str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
     )
 
 
 def _downsampling(model: Any) -> int:
-    return 2 ** (len(model.config.block_out_channels) - 1)
+    config = model.config
+    if "encoder_block_out_channels" in config:  # AutoencoderDC and AutoencoderTiny name it so
+        return 2 ** (len(config.encoder_block_out_channels) - 1)
+    return 2 ** (len(config.block_out_channels) - 1)

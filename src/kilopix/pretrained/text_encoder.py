@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.pretrained.memory import in_halves
+from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
 from kilopix.types import TextStates, UserError
 
 _WEIGHTS = "model"
@@ -69,16 +70,30 @@ class T5Config(Config):
     name: str = "google/flan-t5-xl"
     revision: str | None = None
     max_tokens: int = Field(default=128, ge=2)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
 
 
-TextEncoderConfig = Annotated[MiniLMConfig | T5Config, Field(discriminator="kind")]
+class HubTextConfig(Config):
+    """Any text encoder of transformers, by name: CLIP's, UMT5's, BERT's, or a language model's last layer.
+
+    Of a model with an encoder and a decoder, the encoder is taken; of CLIP, the text half.
+    """
+
+    kind: Literal["hub"] = "hub"
+    name: str
+    revision: str | None = None
+    max_tokens: int = Field(default=77, ge=2)
+    dtype: DtypeName = "auto"
+
+
+AnyConfig = MiniLMConfig | T5Config | HubTextConfig
+TextEncoderConfig = Annotated[AnyConfig, Field(discriminator="kind")]
 
 
 class _HubTextEncoder:
     """A transformers encoder and its tokenizer; any whose output has a `last_hidden_state`."""
 
-    def __init__(self, config: MiniLMConfig | T5Config, name: str, folder: Path, model: Any, device: str):
+    def __init__(self, config: AnyConfig, name: str, folder: Path, model: Any, device: str):
         self.name = name
         self.max_tokens = config.max_tokens
         self.width: int = model.config.hidden_size
@@ -87,6 +102,14 @@ class _HubTextEncoder:
         self._device = device
         self._model = model.to(device).eval().requires_grad_(False)
         self._tokenizer = _read_tokenizer(folder)
+        self._tokenizer.padding_side = "right"
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and config.max_tokens > positions:
+            raise UserError(
+                f"text.max_tokens={config.max_tokens}: {name} has no more than {positions} positions."
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -125,7 +148,7 @@ def load_text_encoder(config: TextEncoderConfig, device: str = "cpu") -> TextEnc
     """Load a text encoder, frozen; raises `UserError` if its files are missing or cannot be had."""
     if isinstance(config, MiniLMConfig):
         return _load_minilm(config, device)
-    return _load_t5(config, device)
+    return _load_hub(config, device)
 
 
 def _load_minilm(config: MiniLMConfig, device: str) -> TextEncoder:
@@ -145,18 +168,30 @@ def _load_minilm(config: MiniLMConfig, device: str) -> TextEncoder:
     return _HubTextEncoder(config, "all-MiniLM-L6-v2", folder, model, device)
 
 
-def _load_t5(config: T5Config, device: str) -> TextEncoder:
-    from transformers import T5EncoderModel
-
-    on_cuda = torch.device(device).type == "cuda"
-    automatic = torch.bfloat16 if on_cuda else torch.float32
-    dtype = {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+def _load_hub(config: T5Config | HubTextConfig, device: str) -> TextEncoder:
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
     with quiet_transformers():
-        model = T5EncoderModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=dtype
+        model = _model_class(config, folder).from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch_dtype(config.dtype, device)
         )
     return _HubTextEncoder(config, config.name, folder, model, device)
+
+
+def _model_class(config: T5Config | HubTextConfig, folder: Path) -> Any:
+    """The class that holds the text encoder alone, so that no other weights are loaded."""
+    from transformers import AutoConfig, AutoModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
+
+    if config.kind == "t5":
+        from transformers import T5EncoderModel
+
+        return T5EncoderModel
+    hub = AutoConfig.from_pretrained(folder, local_files_only=True)
+    if hub.model_type in ("clip", "clip_text_model"):
+        from transformers import CLIPTextModel
+
+        return CLIPTextModel
+    return MODEL_FOR_TEXT_ENCODING_MAPPING.get(type(hub), AutoModel)
 
 
 def encode_in_batches(
@@ -171,10 +206,15 @@ def encode_in_batches(
     counts = encoder.token_counts(distinct) if distinct else []
     states: dict[str, Tensor] = {}
     for batch in _batches_of_like_length(counts, batch_tokens):
-        encoded = encoder.encode([distinct[i] for i in batch]).to("cpu")
-        for row, i in enumerate(batch):
-            states[distinct[i]] = encoded.states[row, encoded.mask[row]]
+        texts_here = [distinct[i] for i in batch]
+        rows = (row for part in in_halves(encoder.encode, texts_here) for row in _without_padding(part))
+        states.update(zip(texts_here, rows, strict=True))
     return [states[text] for text in texts]
+
+
+def _without_padding(text: TextStates) -> list[Float[Tensor, "_ D"]]:
+    text = text.to("cpu")
+    return [states[mask] for states, mask in zip(text.states, text.mask, strict=True)]
 
 
 def _batches_of_like_length(counts: list[int], batch_tokens: int) -> list[list[int]]:

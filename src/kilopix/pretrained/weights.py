@@ -9,11 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Literal
+
+import torch
 
 from kilopix.runtime import read_json, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
 
+DtypeName = Literal["auto", "float32", "bfloat16"]
 _DIGEST_LENGTH = 16
+
+
+def torch_dtype(name: DtypeName, device: str) -> torch.dtype:
+    """The type that a model computes in; `auto` is bfloat16 on CUDA and float32 elsewhere."""
+    automatic = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    return {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def find_model(name: str, revision: str | None, subfolder: str, stem: str) -> Path:
@@ -40,7 +50,9 @@ def _download(name: str, revision: str | None, subfolder: str) -> Path:
         path = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=[f"{prefix}{ending}" for ending in ("*.json", "*.safetensors", "*.model")],
+            allow_patterns=[
+                f"{prefix}{ending}" for ending in ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+            ],
             ignore_patterns=["*.fp16.*", "*.non_ema.*"],
         )
     except (OSError, HFValidationError) as error:

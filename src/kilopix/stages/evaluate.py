@@ -17,7 +17,7 @@ from kilopix.config import merge, parse, parse_overrides
 from kilopix.data.manifest import Row, read_manifest
 from kilopix.data.parts import open_job
 from kilopix.data.pictures import save_png
-from kilopix.data.sources import BrokenImage, open_image, square
+from kilopix.data.sources import BrokenImage, open_image, open_picture, square
 from kilopix.data.world.objects import HUES, OBJECTS, training_colors
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
 from kilopix.evaluation.fidelity import kernel_distance_interval
@@ -179,7 +179,7 @@ def _read_real(root: Path, rows: list[Row], size: int) -> tuple[torch.Tensor, li
     left_out: list[tuple[str, str]] = []
     for row in rows:
         try:
-            arrays.append(np.asarray(square(open_image(root / row.path, size), size)))
+            arrays.append(np.asarray(square(open_picture(root, row.path, size), size)))
         except BrokenImage as error:
             left_out.append((row.path, str(error)))
     if len(arrays) < FEWEST_HELD_OUT:

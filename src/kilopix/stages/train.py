@@ -17,7 +17,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -88,6 +88,7 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
         "text_width": index.text_width,
         "text_fingerprint": index.text_fingerprint,
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
+        "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
     _open_run(out, header)
     if (out / MODEL).exists():

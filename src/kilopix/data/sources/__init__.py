@@ -1,0 +1,30 @@
+"""Where pictures come from: folders and containers of pictures, each opened in the same way."""
+
+from kilopix.data.sources.classes import class_name_of, synonyms
+from kilopix.data.sources.containers import BrokenImage, read_bytes, reference, split_reference
+from kilopix.data.sources.folders import class_folders, loose_images
+from kilopix.data.sources.items import Source, SourceItem
+from kilopix.data.sources.listing import list_source
+from kilopix.data.sources.opening import decode, open_image, open_picture, square, window
+from kilopix.data.sources.tars import ReleaseArrays, release_arrays
+
+__all__ = [
+    "BrokenImage",
+    "ReleaseArrays",
+    "Source",
+    "SourceItem",
+    "class_folders",
+    "class_name_of",
+    "decode",
+    "list_source",
+    "loose_images",
+    "open_image",
+    "open_picture",
+    "read_bytes",
+    "reference",
+    "release_arrays",
+    "split_reference",
+    "square",
+    "synonyms",
+    "window",
+]

@@ -1,0 +1,166 @@
+"""Pictures inside containers: a row of a Parquet file, a member of a tar file, read at random.
+
+In: the path of a container and the place in it. Out: the picture file's bytes. What was read of a container
+is kept for the next call, but no open file is, so that threads and forked processes need no care.
+"""
+
+import os
+import re
+import tarfile
+import threading
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kilopix.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+PARQUET = ".parquet"
+TAR = ".tar"
+_REFERENCE = re.compile(r"(?P<container>.+?\.(?:parquet|tar))#(?P<place>.+)", re.DOTALL)
+_IMAGE_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
+_KEPT_ROW_GROUPS = 4
+_KEPT_INDEXES = 256
+
+
+class BrokenImage(Exception):
+    """A file that is no readable picture; the message says why."""
+
+
+def reference(container: str, place: int | str) -> str:
+    """How a manifest names a picture in a container: `train-00000.parquet#17`, `shard.tar#0001.jpg`."""
+    return f"{container}#{place}"
+
+
+def split_reference(path: str) -> tuple[str, str] | None:
+    """The container and the place in it of a path that `reference` wrote; None for the path of a file."""
+    match = _REFERENCE.fullmatch(path)
+    return (match["container"], match["place"]) if match else None
+
+
+def read_bytes(root: Path, path: str) -> bytes:
+    """The bytes of a picture file, of a Parquet row or of a tar member below `root`.
+
+    Raises `BrokenImage` if there is none.
+    """
+    parts = split_reference(path)
+    try:
+        if parts is None or (root / path).is_file():
+            return (root / path).read_bytes()
+        container, place = root / parts[0], parts[1]
+        return read_row(container, place) if parts[0].endswith(PARQUET) else read_member(container, place)
+    except FileNotFoundError:
+        raise BrokenImage("no such file") from None
+    except OSError as error:  # Arrow's I/O errors are of this kind, too
+        raise BrokenImage(str(error).splitlines()[0]) from None
+
+
+def read_row(file: Path, place: str) -> bytes:
+    """The picture's bytes in a row of a Parquet file; raises `BrokenImage` if the row holds none."""
+    import pyarrow as pa
+
+    stamp = _stamp(file)
+    try:
+        metadata = _parquet_metadata(file, stamp)
+        group, row = _find_row(metadata, place)
+        with _lock(os.getpid()):  # threads that want the same row group read it once
+            column = _row_group(file, stamp, group)
+    except (pa.ArrowException, UserError) as error:
+        raise BrokenImage(str(error).splitlines()[0]) from None
+    value = column[row].as_py()
+    if not value:
+        raise BrokenImage("the row holds no bytes of a picture")
+    return value
+
+
+@cache
+def _lock(_process: int) -> threading.Lock:
+    """One lock a process: a fork may come while another thread of the parent holds the parent's."""
+    return threading.Lock()
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    """Changes when the file does, so that nothing stale is served."""
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+@lru_cache(maxsize=_KEPT_INDEXES)
+def _parquet_metadata(file: Path, stamp: tuple[int, int]) -> "pq.FileMetaData":
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(file)
+
+
+def _find_row(metadata: "pq.FileMetaData", place: str) -> tuple[int, int]:
+    """The row group that holds a row, and the row's number in it."""
+    row = int(place) if place.isdecimal() else metadata.num_rows
+    for group in range(metadata.num_row_groups):
+        count = metadata.row_group(group).num_rows
+        if row < count:
+            return group, row
+        row -= count
+    raise BrokenImage(f"has no row {place}")
+
+
+@lru_cache(maxsize=_KEPT_ROW_GROUPS)
+def _row_group(file: Path, stamp: tuple[int, int], group: int) -> "pa.ChunkedArray":
+    """The bytes of all pictures of a row group; the other columns are not read."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file, metadata=_parquet_metadata(file, stamp)) as opened:
+        column = image_column(opened.schema_arrow, file)
+        return opened.read_row_group(group, columns=[column], use_threads=False).flatten().column(column)
+
+
+def image_column(schema: "pa.Schema", file: Path) -> str:
+    """The column that holds the bytes of pictures, `image.bytes` if they are in a struct.
+
+    Raises `UserError` if there is none.
+    """
+    import pyarrow as pa
+
+    found = []
+    for field in schema:
+        if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0:
+            found.append((field.name, f"{field.name}.bytes"))
+        elif pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type):
+            found.append((field.name, field.name))
+    for name in _IMAGE_NAMES:
+        for field_name, column in found:
+            if field_name.lower() == name:
+                return column
+    if len(found) == 1:
+        return found[0][1]
+    what = f"several of bytes ({', '.join(name for name, _ in found)})" if found else "none"
+    raise UserError(
+        f"{file}: needs a column of pictures called `image`, as bytes or as a struct with `bytes`; "
+        f"it has {what}."
+    )
+
+
+def read_member(file: Path, name: str) -> bytes:
+    """The bytes of a member of a tar file; raises `BrokenImage` if it is not there or cut off."""
+    try:
+        place = tar_index(file, _stamp(file)).get(name)
+    except tarfile.TarError as error:
+        raise BrokenImage(f"{file.name} is no tar file ({error})") from None
+    if place is None:
+        raise BrokenImage(f"{file.name} has no member {name}")
+    offset, size = place
+    with file.open("rb") as opened:
+        opened.seek(offset)
+        content = opened.read(size)
+    if len(content) < size:
+        raise BrokenImage(f"{file.name} is cut off inside this member")
+    return content
+
+
+@lru_cache(maxsize=_KEPT_INDEXES)
+def tar_index(file: Path, stamp: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Where the data of every regular member begins, and its size; of members of one name, the last."""
+    with tarfile.open(file, "r:") as opened:
+        return {member.name: (member.offset_data, member.size) for member in opened if member.isreg()}

@@ -1,0 +1,106 @@
+"""A hub data set to pictures on disk: streamed row by row into Parquet files.
+
+In: the name of a data set, or a folder of one. Out: a folder of Parquet files with the pictures' own bytes
+and all other columns, which is a source for `kilopix caption`. Work that was interrupted goes on at the
+first file that is missing.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import count, islice, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kilopix.data.parts import JOB, open_job
+from kilopix.runtime import atomic_path, progress_bar, read_json, say, write_json
+from kilopix.types import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS_PER_FILE = 2048
+ROWS_PER_GROUP = 64  # a picture at random costs reading one row group
+DONE = "fetched.json"
+
+
+def run(
+    name: str, out: Path, split: str = "train", config: str | None = None, limit: int | None = None
+) -> int:
+    """Stream a split into Parquet files; the same command again goes on, or says that it is done."""
+    import pyarrow.parquet as pq
+
+    job = {"stage": "fetch", "name": name, "split": split, "config": config, "limit": limit}
+    open_job(out, job)
+    if (out / DONE).exists():
+        rows = read_json(out / DONE)["rows"]
+        say(f"{out}: already complete, {rows} rows.")
+        return rows
+    stream, schema, image = _open_stream(name, split, config)
+    files = list(takewhile(Path.exists, (_file(out, split, i) for i in count())))
+    rows = sum(pq.read_metadata(file).num_rows for file in files)
+    with progress_bar() as bar:
+        task = bar.add_task("fetch", total=limit, completed=rows, note="rows")
+        coming = iter(islice(stream.skip(rows), None if limit is None else max(0, limit - rows)))
+        for number, table in enumerate(_tables(coming, schema, image), len(files)):
+            _write(_file(out, split, number), table)
+            rows += len(table)
+            bar.advance(task, len(table))
+    if not rows:
+        raise UserError(f"{name}: its split {split} holds no row.")
+    write_json(out / DONE, {"rows": rows} | read_json(out / JOB))
+    say(f"{out}: {rows} rows of {name}.")
+    return rows
+
+
+def _file(out: Path, split: str, number: int) -> Path:
+    return out / f"{split}-{number:05d}.parquet"
+
+
+def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Schema", str]:
+    """The rows as they come, their columns, and the name of the column of pictures."""
+    try:
+        from datasets import Image, load_dataset  # pyright: ignore[reportMissingImports]
+        from datasets.exceptions import DatasetNotFoundError  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        raise UserError("fetching from the hub needs `pip install 'kilopix[hub]'`.") from None
+    try:
+        stream = load_dataset(name, config, split=split, streaming=True)
+    except (DatasetNotFoundError, FileNotFoundError, ValueError, OSError) as error:
+        raise UserError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
+    features = stream.features
+    if features is None:
+        raise UserError(f"data set {name!r}: does not say its columns, so it cannot be streamed.")
+    images = [column for column, kind in features.items() if isinstance(kind, Image)]
+    if len(images) != 1:
+        raise UserError(f"data set {name!r}: has {len(images)} columns of images, and one is needed.")
+    stream = stream.cast_column(images[0], Image(decode=False))
+    return stream, stream.features.arrow_schema, images[0]
+
+
+def _tables(rows: Iterable[dict[str, Any]], schema: "pa.Schema", image: str) -> "Iterator[pa.Table]":
+    import pyarrow as pa
+
+    rows = iter(rows)
+    while some := [_with_bytes(row, image) for row in islice(rows, ROWS_PER_FILE)]:
+        yield pa.Table.from_pylist(some, schema=schema)
+
+
+def _with_bytes(row: dict[str, Any], image: str) -> dict[str, Any]:
+    """A row whose picture is there as bytes; data sets of loose files say only where it is.
+
+    A row whose picture cannot be had stays without bytes, so that `kilopix caption` names it.
+    """
+    import fsspec
+
+    picture = row[image] or {}
+    if picture.get("bytes") is not None or not picture.get("path"):
+        return row
+    filesystem, path = fsspec.url_to_fs(picture["path"])
+    content = filesystem.cat_file(path) if filesystem.exists(path) else None
+    return row | {image: {"bytes": content, "path": Path(path).name}}
+
+
+def _write(path: Path, table: "pa.Table") -> None:
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, row_group_size=ROWS_PER_GROUP)
