@@ -37,17 +37,20 @@ class Score(Config):
 
 class Card(Config):
     """What was measured, how, and the scores; `evaluator_sha256` is the fingerprint of its weights,
-    `reference_sha256` that of the held-out pictures' manifest."""
+    `reference_sha256` that of what pictures are held against: a manifest, prompts or questions.
+
+    Of pictures made elsewhere some facts may not be known: they are None.
+    """
 
     checkpoint: str
-    checkpoint_sha256: str = Field(pattern=_SHA256)
-    recipe_sha256: str = Field(pattern=_SHA256)
+    checkpoint_sha256: str | None = Field(pattern=_SHA256)
+    recipe_sha256: str | None = Field(pattern=_SHA256)
     prompts_sha256: str = Field(pattern=_SHA256)
     prompt_style: str = "plain"
-    seeds: tuple[int, ...] = Field(min_length=1)
-    sampler: str
-    steps: int = Field(ge=1)
-    guidance: FiniteFloat
+    seeds: tuple[int, ...] | None = Field(min_length=1)
+    sampler: str | None
+    steps: int | None = Field(ge=1)
+    guidance: FiniteFloat | None
     resolution: int = Field(ge=1)
     images_per_prompt: int = Field(ge=1)
     images: int = Field(ge=1)

@@ -40,7 +40,9 @@ def _download(name: str, revision: str | None, subfolder: str) -> Path:
         path = snapshot_download(
             name,
             revision=revision,
-            allow_patterns=[f"{prefix}{ending}" for ending in ("*.json", "*.safetensors", "*.model")],
+            allow_patterns=[
+                f"{prefix}{ending}" for ending in ("*.json", "*.safetensors", "*.model", "*.jinja")
+            ],
             ignore_patterns=["*.fp16.*", "*.non_ema.*"],
         )
     except (OSError, HFValidationError) as error:
