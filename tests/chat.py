@@ -19,7 +19,7 @@ class Trouble:
 
 @contextmanager
 def serve(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Serve until the block ends; gives the address and the list of requests. `answer` gives JSON or Trouble."""
+    """Serve until the block ends; gives the address and the list of requests."""
     requests: list[dict[str, Any]] = []
     lock = threading.Lock()
 

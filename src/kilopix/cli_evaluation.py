@@ -97,7 +97,7 @@ def geneval(
     from kilopix.stages.geneval import Reading, run
 
     color = ColorConfig(name=clip, background=background, crop=crop)
-    reading = Reading(DetectorConfig(name=detector), color, floor)
+    reading = Reading(detector=DetectorConfig(name=detector), color=color, floor=floor)
     asked = options or [], reading, per_prompt, size, made_by, any_prompts, allow_doubled
     run(images, out, *asked, device or ["auto"])
 

@@ -1,3 +1,4 @@
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -104,7 +105,7 @@ def test_the_real_network_runs_whatever_the_batch(detector: ObjectDetector):
     alone = [detector.detect(image[None], 0.05)[0] for image in images]
     assert [len(found) for found in together] == [len(found) for found in alone]
     assert min(map(len, together)) > 0
-    for a, b in zip(sum(together, []), sum(alone, []), strict=True):
+    for a, b in zip(chain(*together), chain(*alone), strict=True):
         assert a.detection.score == pytest.approx(b.detection.score, abs=1e-4)
         assert a.mask.shape == (40, 48)
     assert detector.detect(images[:0], 0.1) == []

@@ -14,8 +14,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from kilopix.data.parts import check_same_job
 from kilopix.runtime import atomic_path, progress_bar
 from kilopix.types import UserError
 
@@ -23,6 +24,7 @@ Line = dict[str, Any]
 MakeLines = Callable[[int], list[Line]]
 
 
+@runtime_checkable
 class Work(Protocol):
     """What is to be done: a value that can be sent to another process."""
 
@@ -78,6 +80,20 @@ def read_lines(path: Path) -> list[Line]:
             raise UserError(f"{path}, line {number}: not a JSON object.")
         lines.append(line)
     return lines
+
+
+def finished_lines(path: Path, job: dict[str, Any]) -> tuple[Line, list[Line]] | None:
+    """The first line of a finished file, which holds its job, and the others; None if it is not there.
+
+    Raises `UserError` if the file is of another job.
+    """
+    if not path.exists():
+        return None
+    lines = read_lines(path)
+    if not lines or "job" not in lines[0]:
+        raise UserError(f"{path}: its first line does not say how it was made; choose another place.")
+    check_same_job(lines[0]["job"], job, path)
+    return lines[0], lines[1:]
 
 
 def make_lines(parts: LineParts, work: Work, title: str, total: int, devices: Sequence[str]) -> None:

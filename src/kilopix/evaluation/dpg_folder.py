@@ -6,6 +6,7 @@ is missing, doubled or out of place is a `UserError` that names it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -101,7 +102,7 @@ def _files(folder: Path) -> list[Path]:
     for file in files:
         if not file.is_file() or file.suffix.lower() not in ENDINGS:
             raise UserError(f"{file}: not a picture; remove it.")
-    for before, after in zip(files, files[1:], strict=False):
+    for before, after in pairwise(files):
         if before.stem == after.stem:
             raise UserError(f"{after} and {before.name} are the same picture of the prompt; keep one.")
     return files

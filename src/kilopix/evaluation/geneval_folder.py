@@ -7,6 +7,7 @@ order; whatever is missing, doubled or out of place is a `UserError` that names 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from kilopix.evaluation.geneval import Prompt, prompts_from_text, prompts_to_text
@@ -59,7 +60,7 @@ def _number(path: Path) -> int:
 
 
 def _no_two_of_a_number(paths: Sequence[Path]) -> None:
-    for before, after in zip(paths, paths[1:], strict=False):
+    for before, after in pairwise(paths):
         if _number(before) == _number(after):
             raise UserError(f"{after} and {before.name} have the same number; keep one.")
 

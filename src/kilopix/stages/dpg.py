@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.data.checked import Checked, check_pictures
-from kilopix.data.lines import Line, LineParts, MakeLines, make_lines, read_lines, write_lines
-from kilopix.data.parts import check_same_job, open_job
+from kilopix.data.lines import Line, LineParts, MakeLines, finished_lines, make_lines, write_lines
+from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
 from kilopix.evaluation.dpg import (
     Categories,
@@ -116,11 +116,9 @@ def _answers(
         "vqa": vqa.model_dump(mode="json"),
     }
     path = out / ANSWERS
-    if path.exists():
-        header, *lines = read_lines(path)
-        check_same_job(header.get("job", {}), job, path)
-        say(f"{path}: already complete, {len(lines)} pictures.")
-        return header, lines
+    if done := finished_lines(path, job):
+        say(f"{path}: already complete, {len(done[1])} pictures.")
+        return done
     # A server is asked many things at once by one process.
     where = ["cpu"] if vqa.kind == "server" else [pick_device(device) for device in devices]
     open_job(out / PARTS, job)
@@ -128,10 +126,10 @@ def _answers(
     by_name = {item.name: item for item in items}
     make_lines(parts, Ask(images, pictures, by_name, vqa), "ask", len(pictures), where)
     lines = list(parts.lines())
-    models = {line.pop("vqa_sha256") for line in lines}
+    models = {line.pop("vqa_fingerprint") for line in lines}
     if len(models) > 1:
         raise UserError(f"{out / PARTS}: was begun with other weights; delete it and run the command again.")
-    header = {"job": job, "vqa_sha256": models.pop()}
+    header = {"job": job, "vqa_fingerprint": models.pop()}
     write_lines(path, [header, *lines])
     remove_folder(out / PARTS)
     return header, lines
@@ -170,7 +168,7 @@ class Ask:
                         "place": picture.place,
                         "answers": answers,
                         "vqa_score": replies[-1].yes if whole else None,
-                        "vqa_sha256": vqa.fingerprint,
+                        "vqa_fingerprint": vqa.fingerprint,
                     }
                 )
             return lines
@@ -253,7 +251,7 @@ def _card(
         images_per_prompt=len(pictures) // len(items),
         images=len(pictures),
         evaluator=f"DPG-Bench, {vqa['kind']} {vqa['name']}",
-        evaluator_sha256=sha256_of_text(header["vqa_sha256"]),
+        evaluator_sha256=sha256_of_text(header["vqa_fingerprint"]),
         reference_sha256=sha256_of_file(questions),
         kilopix_version=version("kilopix"),
         scores=tuple(scores),

@@ -2,8 +2,8 @@
 
 In: an address, or the official one. Out: the CSV file, and `<file>.sha256`. A hash that is given is checked
 before the file is kept; without one the hash of the first download is written down, and a later download that
-differs is refused. The hash written down is what was received, not what the authors vouch for: they publish
-none.
+differs is refused. The hash written down is what was received, not what the authors vouch for: no hash of
+theirs is known here.
 """
 
 import re

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 
-from kilopix.config import parse, parse_overrides
+from kilopix.config import Config, parse, parse_overrides
 from kilopix.data.checked import Checked, check_pictures
-from kilopix.data.lines import Line, LineParts, MakeLines, make_lines, read_lines, write_lines
-from kilopix.data.parts import check_same_job, open_job
+from kilopix.data.lines import Line, LineParts, MakeLines, finished_lines, make_lines, write_lines
+from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
 from kilopix.evaluation.geneval import COLORS, GenevalOptions, Prompt, keep_detections, prompts_to_text
 from kilopix.evaluation.geneval_folder import Asked, check_official, read_folder
@@ -38,13 +39,12 @@ BATCH = 8
 LENGTHENED = "lengthened"
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(Config):
     """What sees the pictures, and from which score on its detections are stored."""
 
     detector: DetectorConfig = DetectorConfig()
     color: ColorConfig = ColorConfig()
-    floor: float = 0.1
+    floor: float = Field(default=0.1, ge=0, le=1)
 
 
 READING = Reading()
@@ -66,8 +66,8 @@ def run(
     rules = parse(GenevalOptions, parse_overrides(options), "options")
     if min(rules.threshold, rules.counting_threshold) < reading.floor:
         raise UserError(
-            f"threshold and counting_threshold must be at least {reading.floor}, from which on detections are "
-            "stored; lower that with --floor, and choose another --out."
+            f"threshold and counting_threshold must be at least {reading.floor}, from which on detections "
+            "are stored; lower that with --floor, and choose another --out."
         )
     asked = read_folder(images, per_prompt)
     made = _with_style(images, read_made(images, made_by), asked, any_prompts)
@@ -127,9 +127,8 @@ def _detections(
         "floor": reading.floor,
     }
     path = out / DETECTIONS
-    if path.exists():
-        header, *lines = read_lines(path)
-        check_same_job(header.get("job", {}), job, path)
+    if done := finished_lines(path, job):
+        header, lines = done
         say(f"{path}: already complete, {len(lines)} pictures; the rules are applied to it.")
         return header, [_read_objects(line) for line in lines]
     work = Look(images, files, prompts, checked.sha256, reading)
@@ -146,10 +145,10 @@ def _detections(
 
 def _one_header(folder: Path, lines: list[Line]) -> tuple[Line, list[Line]]:
     """Every part begins with the weights that made it, which must be the same."""
-    headers = [line for line in lines if "detector_sha256" in line]
+    headers = [line for line in lines if "detector_fingerprint" in line]
     if any(header != headers[0] for header in headers):
         raise UserError(f"{folder}: was begun with other weights; delete it and run the command again.")
-    return headers[0], [line for line in lines if "detector_sha256" not in line]
+    return headers[0], [line for line in lines if "detector_fingerprint" not in line]
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ class Look:
         """Load detector and classifier; the function returned looks at the pictures of one part."""
         detector = load_detector(self.reading.detector, OBJECTS, device)
         classifier = load_color_classifier(self.reading.color, COLORS, device)
-        header = {"detector_sha256": detector.fingerprint, "color_sha256": classifier.fingerprint}
+        header = {"detector_fingerprint": detector.fingerprint, "color_fingerprint": classifier.fingerprint}
 
         def colored(number: int, image: Any, found: list[Found]) -> Line:
             asked = {clause.name for clause in self.prompts[number].include if clause.color is not None}
@@ -232,7 +231,7 @@ def _card(
     changed = {k: v for k, v in rules.model_dump().items() if v != GenevalOptions.model_fields[k].default}
     named = "".join(f", {key}={value}" for key, value in changed.items())
     settings = {key: job["job"][key] for key in ("detector", "color", "floor")}
-    weights = [job["detector_sha256"], job["color_sha256"]]
+    weights = [job["detector_fingerprint"], job["color_fingerprint"]]
     return Card(
         checkpoint=made.checkpoint,
         checkpoint_sha256=made.checkpoint_sha256,

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kilopix.data.lines import Line, LineParts, MakeLines, make_lines, read_lines, write_lines
-from kilopix.data.parts import check_same_job, open_job
+from kilopix.data.lines import Line, LineParts, MakeLines, finished_lines, make_lines, read_lines, write_lines
+from kilopix.data.parts import open_job
 from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import INSTRUCTION, Lengthened, lengthened_from_lines
 from kilopix.pretrained.instruct import InstructConfig, load_instruct
@@ -30,11 +30,9 @@ def run(
         "prompts": sha256_of_text("\n".join(texts)),
         "instruction": sha256_of_text(INSTRUCTION),
     }
-    if out.exists():
-        lines = read_lines(out)
-        check_same_job(lines[0].get("job", {}) if lines else {}, job, out)
-        say(f"{out}: already complete, {len(lines) - 1} prompts.")
-        return lengthened_from_lines(lines, str(out))
+    if done := finished_lines(out, job):
+        say(f"{out}: already complete, {len(done[1])} prompts.")
+        return lengthened_from_lines([done[0], *done[1]], str(out))
     folder = out.with_name(f".{out.stem}.parts")
     open_job(folder, job)
     parts = LineParts(folder, -(-len(texts) // PER_PART))
@@ -42,10 +40,10 @@ def run(
     where = ["cpu"] if model.kind == "server" else [pick_device(device) for device in devices]
     make_lines(parts, Lengthen(texts, model), "lengthen", len(texts), where)
     lines = list(parts.lines())
-    models = {line["model_sha256"] for line in lines}
+    models = {line["model_fingerprint"] for line in lines}
     if len(models) > 1:
         raise UserError(f"{folder}: was begun with other weights; delete it and run the command again.")
-    header = {"model": model.name, "model_sha256": models.pop(), "instruction": INSTRUCTION, "job": job}
+    header = {"model": model.name, "model_fingerprint": models.pop(), "instruction": INSTRUCTION, "job": job}
     write_lines(out, [header, *({k: line[k] for k in ("prompt", "lengthened")} for line in lines)])
     remove_folder(folder)
     say(f"{out}: {len(texts)} prompts lengthened by {model.name}.")
@@ -80,7 +78,11 @@ class Lengthen:
                 if not answer:
                     raise UserError(f"{model.name}: answered nothing to the prompt {text!r}.")
             return [
-                {"prompt": text, "lengthened": " ".join(answer.split()), "model_sha256": model.fingerprint}
+                {
+                    "prompt": text,
+                    "lengthened": " ".join(answer.split()),
+                    "model_fingerprint": model.fingerprint,
+                }
                 for text, answer in zip(some, answers, strict=True)
             ]
 
