@@ -131,7 +131,8 @@ def test_scores_by_hand_over_a_server(grids: Path, questions: Path, tmp_path: Pa
     assert value(card, "DPG-Bench, L1 relation") == 0
     assert value(card, "VQAScore") == pytest.approx(100 * np.exp(-3))
     # The published scorer has no question 1 of prompt 4 and looks for it, so it leaves the prompt out.
-    assert "the published scorer leaves out 4," in outcome.out
+    assert [one.name for one in card.left_out] == ["DPG-Bench as published, 4"]
+    assert "left out: DPG-Bench as published, 4, as the published scorer looks there" in outcome.out
     assert value(card, "DPG-Bench as published") == pytest.approx(100 / 3)
     assert value(card, "DPG-Bench as published, L2 attribute - color") == 0
     assert next(s.n for s in card.scores if s.name == "DPG-Bench as published, L1 entity") == 4

@@ -117,8 +117,8 @@ def test_other_options_need_no_detector(scored: Path, pictures: Path, tmp_path: 
     assert "the rules are applied" in outcome.out
     assert (out / "detections.jsonl").read_bytes() == (scored / "detections.jsonl").read_bytes()
     before, now = read_card(scored / "card.json"), read_card(out / "card.json")
-    assert like(before, now) == ["evaluator", "evaluator_sha256"]
-    assert "threshold=0.1" in now.evaluator
+    assert like(before, now) == ["settings"]
+    assert (before.settings["threshold"], now.settings["threshold"]) == (0.3, 0.1)
     lower = [len(json.loads(line["details"])) for line in read_lines(out / "results.jsonl")]
     usual = [len(json.loads(line["details"])) for line in read_lines(scored / "results.jsonl")]
     assert sum(lower) > sum(usual)

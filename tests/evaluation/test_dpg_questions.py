@@ -104,7 +104,7 @@ def test_files_that_are_no_questions_are_refused(tmp_path: Path):
             read_questions(write(tmp_path / "q.csv", rows, header))
 
     expect("holds no question", [])
-    expect("has no column 'tuple'", [row("a", 1)], tuple("tupel" if c == "tuple" else c for c in HEADER))
+    expect("has no column 'tuple'", [row("a", 1)], tuple("triple" if c == "tuple" else c for c in HEADER))
     expect("row 3: proposition_id and dependency must be whole numbers", [row("a", 1), row("a", 2, "one")])
     expect("row 2: question_natural_language is empty", [[*row("a", 1)[:-1], " "]])
     expect("a has no prompt", [["a", "", *row("a", 1)[2:]]])

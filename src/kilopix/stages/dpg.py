@@ -26,14 +26,19 @@ from kilopix.evaluation.dpg import (
 )
 from kilopix.evaluation.dpg_folder import Layout, Picture, crop_box, find_pictures
 from kilopix.evaluation.dpg_questions import Asked, published_fails, read_questions, without_lost
-from kilopix.evaluation.made import PLAIN, Made, read_made
-from kilopix.evaluation.protocol import Card, Score, write_card
+from kilopix.evaluation.made import Made, read_made
+from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, write_card
 from kilopix.evaluation.statistics import bootstrap, observe
 from kilopix.pretrained.vqa import VqaConfig, load_vqa
 from kilopix.runtime import pick_device, remove_folder, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
 
 ANSWERS, RESULTS, CARD, PARTS = "answers.jsonl", "results.jsonl", "card.json", ".parts"
+NOT_STATED = "not stated"
+PUBLISHED = "DPG-Bench as published"
+FAILED = (
+    "the published scorer looks there for a question that it has not read, and goes on without the prompt"
+)
 PER_PART = 8
 # Lin et al. 2024, arXiv 2404.01291: the probability of yes to this about the whole prompt.
 VQA_SCORE = 'Does this figure show "{prompt}"? Please answer yes or no.'
@@ -64,21 +69,26 @@ def run(
     for line in lines:
         answered.setdefault(line["item"], []).append(line)
     mended = [_item(asked, answered[asked.name]) for asked in every.items]
-    as_published, left_out = _published(published.items, answered)
-    for name in left_out:
-        say(f"  the published scorer leaves out {name}, where it looks for a question that it has not read.")
+    as_published, failed = _published(published.items, answered)
+    left_out = [LeftOut(name=f"{PUBLISHED}, {name}", because=FAILED) for name in failed]
     scored = score_items(mended)
     write_lines(out / RESULTS, _results(scored, answered))
     scores = [*_scores("DPG-Bench", mended, scored, "every")]
     if as_published:
         old = score_items(as_published, "last")
-        scores += _scores("DPG-Bench as published", as_published, old, "last")
-    scores += _vqa_score(lines)
-    card = _card(made, questions, every.items, pictures, checked, header, layout, scores)
+        scores += _scores(PUBLISHED, as_published, old, "last")
+    if unknown := sum(line["vqa_score"] is None for line in lines):
+        because = f"the probability of yes is not known for {unknown} of {len(lines)} pictures"
+        left_out.append(LeftOut(name="VQAScore", because=because))
+    else:
+        scores.append(_vqa_score(lines))
+    card = _card(made, questions, every.items, pictures, checked, header, layout, scores, left_out)
     write_card(out / CARD, card)
     for score in card.scores:
         ends = "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}, "
         say(f"  {score.name}: {score.value:.2f} ({ends}{score.n})")
+    for one in left_out:
+        say(f"  left out: {one.name}, as {one.because}")
     say(f"{out / CARD}: {card.scores[0].name} {card.scores[0].value:.2f}, answers by {card.evaluator}.")
     return card
 
@@ -216,14 +226,10 @@ def _scores(title: str, items: list[Item], scored: DpgScores, categories: Catego
             yield Score(name=name, value=one.value, low=ends.low, high=ends.high, n=one.answers, unit="%")
 
 
-def _vqa_score(lines: Sequence[Line]) -> list[Score]:
-    values = [line["vqa_score"] for line in lines]
-    unknown = sum(value is None for value in values)
-    if unknown:
-        say(f"  VQAScore: left out, as the probability of yes is not known for {unknown} pictures.")
-        return []
-    ends = bootstrap(observe([100 * value for value in values], [line["item"] for line in lines]))
-    return [Score(name="VQAScore", value=ends.value, low=ends.low, high=ends.high, n=len(values), unit="%")]
+def _vqa_score(lines: Sequence[Line]) -> Score:
+    values = [100 * line["vqa_score"] for line in lines]
+    ends = bootstrap(observe(values, [line["item"] for line in lines]))
+    return Score(name="VQAScore", value=ends.value, low=ends.low, high=ends.high, n=len(values), unit="%")
 
 
 def _card(
@@ -235,14 +241,18 @@ def _card(
     header: dict[str, Any],
     layout: Layout,
     scores: list[Score],
+    left_out: list[LeftOut],
 ) -> Card:
     vqa = header["job"]["vqa"]
+    evaluator = Evaluator(name="vqa", fingerprint=header["vqa_fingerprint"])
     return Card(
+        benchmark="DPG-Bench",
         checkpoint=made.checkpoint,
         checkpoint_sha256=made.checkpoint_sha256,
         recipe_sha256=made.recipe_sha256,
+        images_sha256=header["job"]["contents"],
         prompts_sha256=made.prompts_sha256 or sha256_of_text("\n".join(item.prompt for item in items)),
-        prompt_style=made.prompt_style or PLAIN,
+        prompt_style=made.prompt_style or NOT_STATED,
         seeds=made.seeds,
         sampler=made.sampler,
         steps=made.steps,
@@ -251,8 +261,11 @@ def _card(
         images_per_prompt=len(pictures) // len(items),
         images=len(pictures),
         evaluator=f"DPG-Bench, {vqa['kind']} {vqa['name']}",
-        evaluator_sha256=sha256_of_text(header["vqa_fingerprint"]),
+        evaluator_sha256=sha256_of_text(evaluator.fingerprint),
+        evaluators=(evaluator,),
         reference_sha256=sha256_of_file(questions),
         kilopix_version=version("kilopix"),
+        versions={name: version(name) for name in ("torch", "transformers")},
+        left_out=tuple(left_out),
         scores=tuple(scores),
     )

@@ -25,7 +25,7 @@ from kilopix.evaluation.geneval import COLORS, GenevalOptions, Prompt, keep_dete
 from kilopix.evaluation.geneval_folder import Asked, check_official, read_folder
 from kilopix.evaluation.geneval_prompts import OBJECTS
 from kilopix.evaluation.made import PLAIN, Made, read_made
-from kilopix.evaluation.protocol import Card, Score, write_card
+from kilopix.evaluation.protocol import Card, Evaluator, Score, write_card
 from kilopix.evaluation.statistics import bootstrap
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.pretrained.clip import ColorConfig, cut_out, load_color_classifier
@@ -226,16 +226,21 @@ def _card(
     rules: GenevalOptions,
     job: dict[str, Any],
 ) -> Card:
-    assert made.prompts_sha256 is not None
     assert made.prompt_style is not None
-    changed = {k: v for k, v in rules.model_dump().items() if v != GenevalOptions.model_fields[k].default}
-    named = "".join(f", {key}={value}" for key, value in changed.items())
-    settings = {key: job["job"][key] for key in ("detector", "color", "floor")}
-    weights = [job["detector_fingerprint"], job["color_fingerprint"]]
+    detector, color = job["job"]["detector"]["name"], job["job"]["color"]["name"]
+    evaluators = (
+        Evaluator(name="detector", fingerprint=job["detector_fingerprint"]),
+        Evaluator(name="colours", fingerprint=job["color_fingerprint"]),
+    )
+    cut = {key: job["job"]["color"][key] for key in ("background", "crop")}
+    settings = {**rules.model_dump(), **cut, "floor": job["job"]["floor"]}
+    weights = [one.fingerprint for one in evaluators]
     return Card(
+        benchmark="GenEval",
         checkpoint=made.checkpoint,
         checkpoint_sha256=made.checkpoint_sha256,
         recipe_sha256=made.recipe_sha256,
+        images_sha256=job["job"]["pictures"],
         prompts_sha256=made.prompts_sha256,
         prompt_style=made.prompt_style,
         seeds=made.seeds,
@@ -245,10 +250,13 @@ def _card(
         resolution=checked.size[0],
         images_per_prompt=len(asked[0].files),
         images=len(results.verdicts),
-        evaluator=f"GenEval, {settings['detector']['name']}, {settings['color']['name']}{named}",
-        evaluator_sha256=sha256_of_text(json.dumps([weights, settings, rules.model_dump()], sort_keys=True)),
         reference_sha256=sha256_of_text(prompts_to_text([one.prompt for one in asked])),
+        evaluator=f"GenEval, {detector}, {color}",
+        evaluator_sha256=sha256_of_text(json.dumps([weights, settings], sort_keys=True)),
+        evaluators=evaluators,
+        settings=settings,
         kilopix_version=version("kilopix"),
+        versions={name: version(name) for name in ("torch", "transformers")},
         scores=tuple(_scores(results)),
     )
 
