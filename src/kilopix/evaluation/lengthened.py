@@ -4,6 +4,7 @@ In and out: JSON lines, of which the first says which model wrote them and how i
 lengthened prompts are a protocol of their own, which a card names by model and hash.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ INSTRUCTION = (
 
 @dataclass(frozen=True)
 class Lengthened:
-    """Longer texts by plain prompt, who wrote them, and the hash of it all."""
+    """Longer texts by plain prompt, who wrote them, and the hash of the texts."""
 
     texts: dict[str, str]
     model: str
@@ -52,4 +53,4 @@ def lengthened_from_lines(lines: Sequence[dict[str, Any]], origin: str) -> Lengt
         ) from None
     if len(texts) != len(lines) - 1 or not all(isinstance(t, str) and t.strip() for t in texts.values()):
         raise UserError(f"{origin}: a prompt is in it twice or has no text; make it again.")
-    return Lengthened(texts, model, sha256_of_text(repr((lines[0], sorted(texts.items())))))
+    return Lengthened(texts, model, sha256_of_text(json.dumps(sorted(texts.items()))))

@@ -100,7 +100,12 @@ def _check(
     files = list(dict.fromkeys(picture.file for picture in pictures))
     times = 2 if layout == "grid" else 1
     whole = (size * times, size * times) if size else None
-    checked = check_pictures(images, files, whole, allow_doubled)
+    places = [place for place in dict.fromkeys(picture.place for picture in pictures) if place is not None]
+
+    def cuts(size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
+        return [crop_box(place, size) for place in places]
+
+    checked = check_pictures(images, files, whole, allow_doubled, cuts)
     if layout == "grid" and (checked.size[0] % 2 or checked.size[1] % 2):
         width, height = checked.size
         raise UserError(f"{images}: its grids are of {width}x{height} pixels, which are no 2 x 2 pictures.")
