@@ -253,6 +253,8 @@ def test_fetching_checks_the_hash(questions: Path, tmp_path: Path, cli: Cli):
     assert out.read_bytes() == questions.read_bytes()
     sha256 = (tmp_path / "dpg.csv.sha256").read_text().split()[0]
     assert "as given" in cli(*fetch, "--sha256", sha256).out
+    out.write_text(out.read_text() + "\n")
+    assert "is expected; delete it, and it is fetched again" in cli(*fetch).err
     out.unlink()
     source.write_text(source.read_text() + "\n")
     changed = cli(*fetch)

@@ -32,10 +32,10 @@ def run(out: Path, url: str = OFFICIAL, sha256: str | None = None) -> str:
         with atomic_path(out) as temporary:
             temporary.write_bytes(_download(url))
             found = sha256_of_file(temporary)
-            _check(found, expected, url)
+            _check(found, expected, url, "nothing was kept")
             read_questions(temporary)
     found = sha256_of_file(out)
-    _check(found, expected, str(out))
+    _check(found, expected, str(out), "delete it, and it is fetched again")
     if recorded is None:
         with atomic_path(record) as temporary:
             temporary.write_text(f"{found}  {out.name}\n")
@@ -52,9 +52,9 @@ def run(out: Path, url: str = OFFICIAL, sha256: str | None = None) -> str:
     return found
 
 
-def _check(found: str, expected: str | None, what: str) -> None:
+def _check(found: str, expected: str | None, what: str, then: str) -> None:
     if expected is not None and found != expected:
-        raise UserError(f"{what}: its SHA-256 is {found}, but {expected} is expected; nothing was kept.")
+        raise UserError(f"{what}: its SHA-256 is {found}, but {expected} is expected; {then}.")
 
 
 def _download(url: str) -> bytes:
