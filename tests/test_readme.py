@@ -47,7 +47,7 @@ def test_the_make_commands_exist():
 def test_every_command_is_in_the_table_and_has_an_example():
     commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     table = set(
-        re.findall(r"^\| `kilopix ([a-z]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+        re.findall(r"^\| `kilopix ([a-z-]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
     )
     assert table == set(commands)
     for name, command in commands.items():

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from kilopix.cli_evaluation import app as evaluation_commands
 from kilopix.errors import UserError
 
 INTERRUPTED = 130
@@ -302,6 +303,9 @@ def evaluate(
     from kilopix.stages.evaluate import run
 
     run(model, held_out, out, seed, SamplingChanges(sampler, steps, guidance), overrides or [], device)
+
+
+app.add_typer(evaluation_commands)
 
 
 @app.command(epilog=_example("kilopix report run report.html --scores scores --samples pictures"))

@@ -4,6 +4,7 @@ import json
 import math
 
 from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_from_text, prompts_to_text
+from kilopix.evaluation.geneval_folder import metadata_text
 from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.tasks import score_images
 from kilopix.types import Detection
@@ -58,3 +59,8 @@ def test_the_official_prompts_are_the_same_bytes(golden_files):
         text = path.read_text()
         assert prompts_to_text(official_prompts()) == text
         assert prompts_from_text(text, path.name) == official_prompts()
+
+
+def test_every_folder_of_pictures_describes_its_prompt_in_the_official_bytes(golden_files):
+    for path in golden_files("geneval/*.jsonl"):
+        assert [metadata_text(prompt) for prompt in official_prompts()] == path.read_text().splitlines()

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from kilopix.evaluation.statistics import Observations, observe
 from kilopix.types import UserError
 
 Categories = Literal["every", "last"]
+Level = Literal["l1", "l2"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def score_items(items: Sequence[Item], categories: Categories = "every") -> DpgS
                 fine.setdefault(question.category, []).append(_is_yes(answer))
     coarse: dict[str, list[bool]] = {}
     for name, values in fine.items():
-        coarse.setdefault(name.split("-")[0].strip(), []).extend(values)
+        coarse.setdefault(_coarse(name), []).extend(values)
     overall = 100 * sum(item.score for item in scored) / len(scored)
     return DpgScores(overall, _means(coarse), _means(fine), tuple(scored))
 
@@ -120,3 +122,31 @@ def _check(item: Item) -> None:
         if len(answers) != len(ids):
             sizes = f"{len(answers)} answers to {len(ids)} questions"
             raise UserError(f"DPG-Bench: {item.name}, picture {number} has {sizes}.")
+
+
+def picture_observations(scores: DpgScores) -> Observations:
+    """The scores of all pictures in percent, ready for a bootstrap over prompts."""
+    values = [100 * value for item in scores.items for value in item.pictures]
+    return observe(values, [item.name for item in scores.items for _ in item.pictures])
+
+
+def category_observations(
+    items: Sequence[Item], name: str, level: Level, categories: Categories = "every"
+) -> Observations:
+    """The answers of one category as 100 and 0, ready for a bootstrap over prompts.
+
+    Raises `UserError` if no question is of it.
+    """
+    values: list[float] = []
+    prompts: list[str] = []
+    for item in items:
+        for answers in item.answers if categories == "every" else item.answers[-1:]:
+            for question, answer in zip(item.questions, answers, strict=True):
+                if name == (_coarse(question.category) if level == "l1" else question.category):
+                    values.append(100.0 * _is_yes(answer))
+                    prompts.append(item.name)
+    return observe(values, prompts)
+
+
+def _coarse(category: str) -> str:
+    return category.split("-")[0].strip()

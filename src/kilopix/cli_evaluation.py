@@ -1,0 +1,172 @@
+"""The commands that score any model's pictures with GenEval and DPG-Bench; `kilopix.cli` takes them in."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from kilopix.errors import UserError
+
+app = typer.Typer()
+
+Devices = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda, cuda:1, mps; once for each process, as --device cuda:0 --device cuda:1.",
+        show_default="auto",
+    ),
+]
+Images = Annotated[Path, typer.Argument(help="Folder of pictures, made by any model.")]
+PerPrompt = Annotated[
+    int | None, typer.Option(min=1, help="Pictures that each prompt must have.", show_default="as found")
+]
+Size = Annotated[
+    int | None, typer.Option(min=1, help="Side that each picture must have.", show_default="as found")
+]
+MadeBy = Annotated[
+    Path | None, typer.Option(help="JSON file on how the pictures were made; else IMAGES/made.json.")
+]
+AllowDoubled = Annotated[bool, typer.Option(help="Score pictures that are the same, byte for byte.")]
+Server = Annotated[
+    str | None,
+    typer.Option(help="Address of an OpenAI-compatible server; its key is read from KILOPIX_API_KEY."),
+]
+Out = typer.Option("--out", "-o", help="Folder to write into.")
+
+
+def _example(text: str) -> str:
+    return f"Example:  [bold]{text}[/bold]"
+
+
+@app.command("sample-benchmark", epilog=_example("kilopix sample-benchmark geneval run pictures"))
+def sample_benchmark(
+    benchmark: Annotated[Literal["geneval", "dpg"], typer.Argument(help="Whose prompts.")],
+    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the pictures into.")],
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures per prompt.")] = 4,
+    lengthened: Annotated[
+        Path | None, typer.Option(help="File that `kilopix lengthen` wrote; else the prompts as they are.")
+    ] = None,
+    questions: Annotated[Path | None, typer.Option(help="DPG-Bench's dpg_bench.csv.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of a prompt's first picture.")] = 0,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps.")] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale, 1 is off.")] = None,
+    sampler: Annotated[Literal["euler", "heun"] | None, typer.Option(help="Sampler.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+) -> None:
+    """Make a model's pictures for the prompts of GenEval or DPG-Bench."""
+    from kilopix.diffusion.samplers import SamplingChanges
+    from kilopix.stages.sample_benchmark import run
+
+    changes = SamplingChanges(sampler, steps, guidance)
+    run(benchmark, model, out, num_images, seed, changes, lengthened, questions, device)
+
+
+@app.command(epilog=_example("kilopix geneval pictures --out geneval"))
+def geneval(
+    images: Images,
+    options: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of the rules, as threshold=0.3 max_overlap=1.0.", show_default=False),
+    ] = None,
+    out: Annotated[Path, Out] = Path("geneval"),
+    detector: Annotated[
+        str, typer.Option(help="Name or folder of a Mask2Former trained on COCO's instances.")
+    ] = "facebook/mask2former-swin-small-coco-instance",
+    clip: Annotated[
+        str, typer.Option(help="Name or folder of the CLIP that tells colours.")
+    ] = "openai/clip-vit-large-patch14",
+    background: Annotated[
+        Literal["grey", "original"], typer.Option(help="What surrounds an object whose colour is told.")
+    ] = "grey",
+    crop: Annotated[bool, typer.Option(help="Cut objects out to their boxes.")] = True,
+    floor: Annotated[float, typer.Option(min=0, max=1, help="Detections are stored above this score.")] = 0.1,
+    per_prompt: PerPrompt = None,
+    size: Size = None,
+    made_by: MadeBy = None,
+    any_prompts: Annotated[
+        bool, typer.Option("--any-prompts", help="Score another set than the official 553 prompts.")
+    ] = False,
+    allow_doubled: AllowDoubled = False,
+    device: Devices = None,
+) -> None:
+    """Score pictures in GenEval's layout: 00000/metadata.jsonl, 00000/samples/0000.png, ..."""
+    from kilopix.pretrained.clip import ColorConfig
+    from kilopix.pretrained.detector import DetectorConfig
+    from kilopix.stages.geneval import Reading, run
+
+    color = ColorConfig(name=clip, background=background, crop=crop)
+    reading = Reading(detector=DetectorConfig(name=detector), color=color, floor=floor)
+    asked = options or [], reading, per_prompt, size, made_by, any_prompts, allow_doubled
+    run(images, out, *asked, device or ["auto"])
+
+
+@app.command(epilog=_example("kilopix lengthen longer.jsonl --model Qwen/Qwen3-8B"))
+def lengthen(
+    out: Annotated[Path, typer.Argument(help="File to write (.jsonl).")],
+    model: Annotated[str, typer.Option(help="Name or folder of an instruct model, or its name at a server.")],
+    server: Server = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File with one prompt a line.", show_default="GenEval's 553")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200,
+    device: Devices = None,
+) -> None:
+    """Let a language model lengthen prompts, once and for all, for `sample-benchmark --lengthened`."""
+    from kilopix.pretrained.instruct import LocalInstructConfig, ServedInstructConfig
+    from kilopix.stages.lengthen import run
+
+    local = LocalInstructConfig(name=model, max_tokens=max_tokens)
+    served = ServedInstructConfig(name=model, url=server, max_tokens=max_tokens) if server else None
+    run(out, served or local, prompts, device or ["auto"])
+
+
+@app.command("fetch-dpg", epilog=_example("kilopix fetch-dpg dpg_bench.csv"))
+def fetch_dpg(
+    out: Annotated[Path, typer.Argument(help="File to write (.csv).")],
+    url: Annotated[str | None, typer.Option(help="Another address than the official one.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="The SHA-256 that the file must have.")] = None,
+) -> None:
+    """Fetch DPG-Bench's questions and check, or record, their SHA-256."""
+    from kilopix.stages.fetch_dpg import OFFICIAL, run
+
+    run(out, url or OFFICIAL, sha256)
+
+
+@app.command(
+    epilog=_example("kilopix dpg pictures --questions dpg_bench.csv --model llava-hf/llava-1.5-7b-hf")
+)
+def dpg(
+    images: Images,
+    questions: Annotated[Path, typer.Option(help="DPG-Bench's dpg_bench.csv; see `kilopix fetch-dpg`.")],
+    out: Annotated[Path, Out] = Path("dpg"),
+    model: Annotated[
+        str | None, typer.Option(help="Name or folder of a vision-language model, or its name at a server.")
+    ] = None,
+    server: Server = None,
+    mplug: Annotated[
+        bool, typer.Option("--mplug", help="Ask mPLUG, as the published scores do; it needs ModelScope.")
+    ] = False,
+    layout: Annotated[
+        Literal["grid", "single", "folders"],
+        typer.Option(help="<item>.png of 2 x 2 pictures, <item>.png of one, or <item>/0000.png, ..."),
+    ] = "grid",
+    per_prompt: PerPrompt = None,
+    size: Size = None,
+    made_by: MadeBy = None,
+    allow_doubled: AllowDoubled = False,
+    device: Devices = None,
+) -> None:
+    """Score pictures with DPG-Bench's questions, as published and with every row and picture counted."""
+    from kilopix.pretrained.vqa import MplugConfig, ServedVqaConfig, VlmConfig
+    from kilopix.stages.dpg import run
+
+    if mplug == (model is not None):
+        raise UserError("give --model, with --server if it is served, or --mplug.")
+    if model is None:
+        vqa = MplugConfig()
+    else:
+        vqa = ServedVqaConfig(name=model, url=server) if server else VlmConfig(name=model)
+    asked = layout, per_prompt, size, made_by, allow_doubled
+    run(images, questions, out, vqa, *asked, device or ["auto"])

@@ -1,0 +1,103 @@
+"""Pictures that are to be scored, checked before any work begins.
+
+In: a list of picture files. Out: the SHA-256 of each and the size of all; a file that is missing, unreadable,
+of another size than the others, or the same as another is a `UserError` that names it.
+"""
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kilopix.data.sources import BrokenImage, open_image
+from kilopix.runtime import progress_bar, sha256_of_file
+from kilopix.types import UserError
+
+Size = tuple[int, int]
+Cuts = Callable[[Size], Sequence[tuple[int, int, int, int]]]
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found: the width and height of all pictures, and each one's SHA-256."""
+
+    size: Size
+    sha256: tuple[str, ...]
+
+
+def check_pictures(
+    root: Path,
+    files: Sequence[str],
+    size: Size | None = None,
+    allow_doubled: bool = False,
+    cuts: Cuts | None = None,
+) -> Checked:
+    """Read every picture once; `size` is (width, height), or None for that of most.
+
+    Where a file holds several pictures, `cuts` gives their boxes, and none may be the same as another.
+    """
+    assert files, "a folder without pictures is refused before"
+    found: list[_Seen | str] = []
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool, progress_bar() as bar:
+        task = bar.add_task("check pictures", total=len(files), note="")
+        for one in pool.map(lambda file: _look(root / file, cuts), files):
+            found.append(one)
+            bar.advance(task)
+    broken = [(file, one) for file, one in zip(files, found, strict=True) if isinstance(one, str)]
+    _refuse(root, [f"{file} ({why})" for file, why in broken], "cannot be read")
+    looked = [one for one in found if not isinstance(one, str)]
+    size = size or Counter(one.size for one in looked).most_common(1)[0][0]
+    odd = [
+        f"{file} ({one.size[0]}x{one.size[1]})"
+        for file, one in zip(files, looked, strict=True)
+        if one.size != size
+    ]
+    _refuse(root, odd, f"are not of {size[0]}x{size[1]} pixels")
+    if not allow_doubled:
+        _refuse_doubled(root, files, looked)
+    return Checked(size, tuple(one.sha256 for one in looked))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Size and SHA-256 of a file, and the SHA-256 of the pixels of each picture cut from it."""
+
+    size: Size
+    sha256: str
+    parts: tuple[str, ...]
+
+
+def _look(path: Path, cuts: Cuts | None) -> _Seen | str:
+    """What is seen of a file, or why it cannot be read."""
+    try:
+        image = open_image(path)
+    except BrokenImage as error:
+        return str(error)
+    boxes = cuts(image.size) if cuts else ()
+    parts = (hashlib.sha256(image.crop(box).tobytes()).hexdigest() for box in boxes)
+    return _Seen(image.size, sha256_of_file(path), tuple(parts))
+
+
+def _refuse_doubled(root: Path, files: Sequence[str], looked: Sequence[_Seen]) -> None:
+    first: dict[str, str] = {}
+    doubled = []
+    for file, one in zip(files, looked, strict=True):
+        names = [f"{file} part {i}" for i in range(len(one.parts))] or [file]
+        for name, sha256 in zip(names, one.parts or (one.sha256,), strict=True):
+            if sha256 in first:
+                doubled.append(f"{name} (as {first[sha256]})")
+            first.setdefault(sha256, name)
+    _refuse(root, doubled, "are the same as others; --allow-doubled scores them even so")
+
+
+def _refuse(root: Path, names: Sequence[str], what: str) -> None:
+    if names:
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise UserError(
+            f"{root}: {len(names)} of the pictures {what}: {', '.join(names[:_SHOWN])}{more}. "
+            "Nothing was scored."
+        )

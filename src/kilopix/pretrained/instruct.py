@@ -1,0 +1,149 @@
+"""Instruct models that lengthen prompts.
+
+In: messages. Out: one answer each, without randomness.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+
+import torch
+from pydantic import Field
+
+from kilopix.config import Config
+from kilopix.pretrained.chat_server import ChatServer
+from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.types import UserError
+
+_WEIGHTS = "model"
+
+
+class LocalInstructConfig(Config):
+    """A causal language model of transformers with a chat template, from the hub or a folder."""
+
+    kind: Literal["local"] = "local"
+    name: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_tokens: int = Field(default=200, ge=1)
+
+
+class ServedInstructConfig(Config):
+    """A model behind a server that speaks the OpenAI chat API."""
+
+    kind: Literal["server"] = "server"
+    name: str
+    url: str
+    max_tokens: int = Field(default=200, ge=1)
+    concurrency: int = Field(default=8, ge=1)
+
+
+InstructConfig = Annotated[LocalInstructConfig | ServedInstructConfig, Field(discriminator="kind")]
+
+
+@runtime_checkable
+class InstructModel(Protocol):
+    """A language model that does as it is told."""
+
+    @property
+    def name(self) -> str:
+        """What score cards record."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two models exactly if they answer the same, as far as that can be known."""
+        ...
+
+    def answer(self, messages: Sequence[str]) -> list[str]:
+        """One answer a message; one that hits the limit of tokens ends with its last full stop."""
+        ...
+
+
+class _Local:
+    def __init__(self, config: LocalInstructConfig, folder: Path, model: Any, tokenizer: Any, device: str):
+        self.name = config.name
+        self._folder = folder
+        self._max_tokens = config.max_tokens
+        self._device = device
+        self._model = model.to(device).eval().requires_grad_(False)
+        self._tokenizer = tokenizer
+        tokenizer.padding_side = "left"
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+
+    @property
+    def fingerprint(self) -> str:
+        precision = str(self._model.dtype).removeprefix("torch.")
+        return f"instruct-{weights_digest(self._folder, _WEIGHTS)}-{precision}-{self._max_tokens}"
+
+    @torch.inference_mode()
+    def answer(self, messages: Sequence[str]) -> list[str]:
+        chats = [[{"role": "user", "content": message}] for message in messages]
+        inputs = self._tokenizer.apply_chat_template(
+            chats,
+            add_generation_prompt=True,
+            tokenize=True,
+            padding=True,
+            return_dict=True,
+            return_tensors="pt",
+        ).to(self._device)
+        pad = self._tokenizer.pad_token_id
+        out = self._model.generate(
+            **inputs, max_new_tokens=self._max_tokens, do_sample=False, pad_token_id=pad
+        )
+        new = out[:, inputs["input_ids"].shape[1] :]
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends if isinstance(ends, list) else [ends])
+        texts = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        cut = [len(ids) >= self._max_tokens and not ends & set(ids.tolist()) for ids in new]
+        return [
+            whole_sentences(text) if short else text.strip() for text, short in zip(texts, cut, strict=True)
+        ]
+
+
+class _Served:
+    def __init__(self, config: ServedInstructConfig):
+        self.name = config.name
+        self._server = ChatServer(config.url, config.name, concurrency=config.concurrency)
+        self._max_tokens = config.max_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        return f"server-{self.name}-{self._max_tokens}"
+
+    def answer(self, messages: Sequence[str]) -> list[str]:
+        done = self._server.map(lambda message: self._server.complete(message, self._max_tokens), messages)
+        return [one.text.strip() if one.finished else whole_sentences(one.text) for one in done]
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to its last full stop, or all of it where it has none."""
+    text = text.strip()
+    end = max(text.rfind(mark) for mark in (". ", "! ", "? ", ".\n"))
+    if text.endswith((".", "!", "?")) or end < 0:
+        return text
+    return text[: end + 1]
+
+
+def load_instruct(config: InstructConfig, device: str = "cpu") -> InstructModel:
+    """Load an instruct model, or the way to its server; raises `UserError` if it can't be had."""
+    if isinstance(config, ServedInstructConfig):
+        return _Served(config)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    automatic = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+    dtype = {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    folder = find_model(config.name, config.revision, "", _WEIGHTS)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=dtype
+            )
+    except (OSError, ValueError, ImportError) as error:
+        why = str(error).strip().splitlines()[0]
+        raise UserError(f"{folder}: cannot be loaded as an instruct model: {why}") from None
+    if not tokenizer.chat_template:
+        raise UserError(f"{folder}: its tokenizer has no chat template; choose an instruct model.")
+    return _Local(config, folder, model, tokenizer, device)

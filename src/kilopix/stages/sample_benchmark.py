@@ -1,0 +1,127 @@
+"""Weights to the pictures of a benchmark: GenEval's 553 prompts or DPG-Bench's, laid out for scoring.
+
+In: a run, and for DPG-Bench its questions. Out: a folder that `kilopix geneval` or `kilopix dpg` scores, with
+`made.json` on how it was made.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from kilopix.data.lines import read_lines
+from kilopix.data.parts import check_same_job
+from kilopix.data.pictures import save_png
+from kilopix.diffusion.samplers import UNCHANGED, SamplingChanges
+from kilopix.evaluation.dpg_questions import read_questions
+from kilopix.evaluation.geneval import prompts_to_text
+from kilopix.evaluation.geneval_folder import metadata_path, metadata_text, sample_path
+from kilopix.evaluation.geneval_prompts import official_prompts
+from kilopix.evaluation.lengthened import lengthened_from_lines
+from kilopix.evaluation.made import MADE, PLAIN, Made, write_made
+from kilopix.generator import Generator
+from kilopix.runtime import atomic_path, progress_bar, read_json, say, sha256_of_text
+from kilopix.types import UserError
+
+Benchmark = Literal["geneval", "dpg"]
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt's text as the model gets it, and the files of its pictures below the folder."""
+
+    text: str
+    files: tuple[Path, ...]
+
+
+def run(
+    benchmark: Benchmark,
+    model: Path,
+    out: Path,
+    per_prompt: int = 4,
+    seed: int = 0,
+    changes: SamplingChanges = UNCHANGED,
+    lengthened: Path | None = None,
+    questions: Path | None = None,
+    device: str = "auto",
+) -> Path:
+    """Make `per_prompt` pictures of every prompt, with the seeds seed, seed + 1, ... for each prompt.
+
+    The same command again goes on where it was.
+    """
+    asked, style, sha256 = _asked(benchmark, per_prompt, lengthened, questions)
+    generator = Generator.from_pretrained(model, device)
+    sampling = changes.apply(generator.recipe.sampling)
+    _begin(
+        out,
+        Made(
+            checkpoint=generator.weights.name,
+            checkpoint_sha256=generator.fingerprint,
+            recipe_sha256=generator.recipe.fingerprint(),
+            prompt_style=style,
+            prompts_sha256=sha256,
+            seeds=tuple(range(seed, seed + per_prompt)),
+            sampler=sampling.sampler,
+            steps=sampling.steps,
+            guidance=sampling.guidance.scale,
+        ),
+    )
+    if benchmark == "geneval":
+        _write_metadata(out)
+    jobs = [(out / file, one.text, seed + i) for one in asked for i, file in enumerate(one.files)]
+    missing = [job for job in jobs if not job[0].exists()]
+    with progress_bar() as bar:
+        task = bar.add_task("sample", total=len(jobs), completed=len(jobs) - len(missing), note="")
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            images = generator.generate([(text, number) for _, text, number in batch], sampling, BATCH)
+            for (file, _, _), image in zip(batch, images, strict=True):
+                save_png(image, file)
+            bar.advance(task, len(batch))
+    say(f"{out}: {len(jobs)} pictures of {len(asked)} prompts, {style}.")
+    return out
+
+
+def _asked(
+    benchmark: Benchmark, per_prompt: int, lengthened: Path | None, questions: Path | None
+) -> tuple[list[_Asked], str, str]:
+    """What is asked for, the style of the prompts and the hash of the texts."""
+    if benchmark == "geneval":
+        prompts = official_prompts()
+        plain = [prompt.text for prompt in prompts]
+        root = Path()
+        files = [
+            tuple(sample_path(root, number, i) for i in range(per_prompt)) for number in range(len(prompts))
+        ]
+        sha256 = sha256_of_text(prompts_to_text(prompts))
+    else:
+        if questions is None:
+            raise UserError("DPG-Bench's prompts are in its questions; give the file with --questions.")
+        items = read_questions(questions).items
+        plain = [item.prompt for item in items]
+        files = [tuple(Path(item.name) / f"{i:04d}.png" for i in range(per_prompt)) for item in items]
+        sha256 = sha256_of_text("\n".join(plain))
+    if lengthened is None:
+        texts, style = plain, PLAIN
+    else:
+        longer = lengthened_from_lines(read_lines(lengthened), str(lengthened))
+        texts, style, sha256 = longer.of(plain), longer.style, longer.sha256
+    return [_Asked(text, names) for text, names in zip(texts, files, strict=True)], style, sha256
+
+
+def _begin(out: Path, made: Made) -> None:
+    """Record how the pictures are made, or refuse a folder whose pictures are made in another way."""
+    if (out / MADE).exists():
+        check_same_job(read_json(out / MADE), made.model_dump(mode="json"), out)
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out}: not empty, and not made by this command; choose another folder.")
+    else:
+        write_made(out, made)
+
+
+def _write_metadata(out: Path) -> None:
+    for number, prompt in enumerate(official_prompts()):
+        path = metadata_path(out, number)
+        if not path.exists():
+            with atomic_path(path) as temporary:
+                temporary.write_text(metadata_text(prompt))

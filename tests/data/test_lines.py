@@ -1,0 +1,81 @@
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kilopix.data.lines import LineParts, make_lines, read_lines, write_lines
+from kilopix.types import UserError
+
+
+@dataclass(frozen=True)
+class Squares:
+    """Two lines a part; `fault` is the part that fails."""
+
+    folder: Path
+    fault: int = -1
+    crash: int = -1
+
+    def load(self, device: str):
+        (self.folder / f"loaded-{os.getpid()}").touch()
+
+        def make(part: int):
+            if part == self.fault:
+                raise UserError(f"part {part} is not to be had")
+            if part == self.crash:
+                os._exit(9)
+            return [{"number": n, "square": n * n, "sign": "\u2028"} for n in (2 * part, 2 * part + 1)]
+
+        return make
+
+
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]])
+def test_one_and_two_processes_make_the_same(tmp_path: Path, devices: list[str]):
+    parts = LineParts(tmp_path / "parts", 5)
+    make_lines(parts, Squares(tmp_path), "square", 10, devices)
+    lines = list(parts.lines())
+    assert [line["square"] for line in lines] == [n * n for n in range(10)]
+    assert lines[0]["sign"] == "\u2028"
+    assert len(list(tmp_path.glob("loaded-*"))) == len(devices)
+    assert (f"loaded-{os.getpid()}" in os.listdir(tmp_path)) == (len(devices) == 1)
+
+
+def test_only_what_is_missing_is_made(tmp_path: Path):
+    parts = LineParts(tmp_path / "parts", 3)
+    write_lines(parts.path(1), [{"square": "kept"}])
+    make_lines(parts, Squares(tmp_path), "square", 6, ["cpu"])
+    assert [line["square"] for line in parts.lines()] == [0, 1, "kept", 16, 25]
+    for path in tmp_path.glob("loaded-*"):
+        path.unlink()
+    make_lines(parts, Squares(tmp_path), "square", 6, ["cpu"])
+    assert not list(tmp_path.glob("loaded-*")), "nothing is loaded where nothing is to do"
+
+
+@pytest.mark.parametrize("devices", [["cpu"], ["cpu", "cpu"]])
+def test_a_fault_is_told_and_the_rest_is_kept(tmp_path: Path, devices: list[str]):
+    parts = LineParts(tmp_path / "parts", 4)
+    with pytest.raises(UserError, match="part 2 is not to be had"):
+        make_lines(parts, Squares(tmp_path, fault=2), "square", 8, devices)
+    assert parts.path(0).exists()
+    assert not parts.path(2).exists()
+
+
+def test_a_process_that_dies_is_told(tmp_path: Path):
+    parts = LineParts(tmp_path / "parts", 4)
+    with pytest.raises(UserError, match="ended without a word"):
+        make_lines(parts, Squares(tmp_path, crash=1), "square", 8, ["cpu", "cpu"])
+    make_lines(parts, Squares(tmp_path), "square", 8, ["cpu", "cpu"])
+    assert parts.missing() == []
+
+
+def test_broken_lines_are_named(tmp_path: Path):
+    path = tmp_path / "a.jsonl"
+    for text, message in (
+        ('{"a": 1}\n{"a"', "line 2: not valid JSON"),
+        ("[1]\n", "line 1: not a JSON object"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read_lines(path)
+    with pytest.raises(UserError, match="no such file"):
+        read_lines(tmp_path / "b.jsonl")
