@@ -14,6 +14,7 @@ from kilopix.evaluation.fidelity import frechet_distance, kernel_distance, momen
 from kilopix.evaluation.streaming import (
     FeatureSet,
     InMemory,
+    comparisons,
     kernel_distance_subsets,
     moments_of,
     neighbours,
@@ -29,8 +30,8 @@ def features(n: int, width: int, seed: int, scale: float = 1.0, shift: float = 0
 def test_in_memory_features_are_a_feature_set():
     one = InMemory(features(10, 3, 0), 4)
     assert isinstance(one, FeatureSet)
-    assert (one.count, one.width, [len(block) for block in one.blocks()]) == (10, 3, [4, 4, 2])
-    assert torch.equal(torch.cat(list(one.blocks())), torch.cat(list(one.blocks())))
+    assert (one.width, list(one.sizes)) == (3, [4, 4, 2])
+    assert torch.equal(torch.cat([one.block(i) for i in range(3)]), one.features)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 64, 1000])
@@ -144,8 +145,9 @@ def test_neighbours_agree_with_scikit_learn():
 
 def test_every_block_is_told():
     told = []
-    neighbours(InMemory(features(50, 3, 0), 10), InMemory(features(40, 3, 1), 20), 2, lambda: told.append(1))
-    assert len(told) == 5 + 2 + 5
+    pair = InMemory(features(50, 3, 0), 10), InMemory(features(40, 3, 1), 20)
+    neighbours(*pair, 2, lambda: told.append(1))
+    assert len(told) == comparisons(*pair) == 15 + 3 + 10
 
 
 def test_bad_sets_are_refused():
@@ -179,10 +181,13 @@ class Drawn:
     width: int
     shift: float
 
-    def blocks(self):
-        for start in range(0, self.count, 1024):
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + start)
-            yield torch.randn(min(1024, self.count - start), self.width, generator=generator) + self.shift
+    @property
+    def sizes(self):
+        return [min(1024, self.count - start) for start in range(0, self.count, 1024)]
+
+    def block(self, i):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + i)
+        return torch.randn(self.sizes[i], self.width, generator=generator) + self.shift
 
 count, width, shift = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

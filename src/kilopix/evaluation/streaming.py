@@ -5,8 +5,9 @@ grows with the size of a block and with the number of images, never with their p
 the blocks and their order alone, so that it is the same whatever number of processes made the features.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -23,20 +24,20 @@ _GATHERED = 1 << 24  # numbers of one side's subsets held at once: 128 MiB
 
 @runtime_checkable
 class FeatureSet(Protocol):
-    """Features of many images; `blocks` gives the same blocks in the same order whenever it is called."""
-
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        ...
+    """Features of many images in blocks, each the same whenever it is read."""
 
     @property
     def width(self) -> int:
         """Width of a feature, F."""
         ...
 
-    def blocks(self) -> Iterator[Float[Tensor, "N F"]]:
-        """All features, some hundreds or thousands of images at a time."""
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Number of images in each block; some hundreds or thousands."""
+        ...
+
+    def block(self, i: int) -> Float[Tensor, "N F"]:
+        """The features of one block."""
         ...
 
 
@@ -48,25 +49,27 @@ class InMemory:
     rows: int = 1024
 
     @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.features)
-
-    @property
     def width(self) -> int:
         """Width of a feature."""
         return self.features.shape[1]
 
-    def blocks(self) -> Iterator[Float[Tensor, "N F"]]:
-        """Views of the features."""
-        return iter(self.features.split(self.rows))
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Number of images in each block."""
+        count = len(self.features)
+        return [min(self.rows, count - start) for start in range(0, count, self.rows)]
+
+    def block(self, i: int) -> Float[Tensor, "N F"]:
+        """A view of the features."""
+        return self.features[i * self.rows : (i + 1) * self.rows]
 
 
 def moments_of(features: FeatureSet) -> Moments:
     """The moments of all features, merged block by block."""
     total: Moments | None = None
-    for block in features.blocks():
-        total = moments(block) if total is None else total.merge(moments(block))
+    for i in range(len(features.sizes)):
+        one = moments(features.block(i))
+        total = one if total is None else total.merge(one)
     if total is None:
         raise UserError("there are no features to take moments of.")
     return total
@@ -80,10 +83,10 @@ def kernel_distance_subsets(
     A subset holds `size` images of either set, or all of the smaller set where it has fewer.
     """
     _check_pair(real, fake, 2)
-    size = min(size, real.count, fake.count)
+    size = min(size, sum(real.sizes), sum(fake.sizes))
     rng = np.random.default_rng(seed)
     chosen = [
-        np.stack([rng.choice(features.count, size, replace=False) for _ in range(subsets)])
+        np.stack([rng.choice(sum(features.sizes), size, replace=False) for _ in range(subsets)])
         for features in (real, fake)
     ]
     at_once = max(1, _GATHERED // (size * real.width))
@@ -98,15 +101,10 @@ def kernel_distance_subsets(
 def _gather(features: FeatureSet, rows: Int64[np.ndarray, "S N"]) -> Float64[Tensor, "S N F"]:
     """The features of chosen images, read in one pass."""
     wanted = rows.ravel()
-    out: Tensor | None = None
-    start = 0
-    for block in features.blocks():
-        if out is None:
-            out = torch.empty(len(wanted), features.width, dtype=torch.float64, device=block.device)
-        here = np.flatnonzero((wanted >= start) & (wanted < start + len(block)))
-        out[here] = block[wanted[here] - start].double()
-        start += len(block)
-    assert out is not None, "a set of at least two images has a block"
+    out = torch.empty(len(wanted), features.width, dtype=torch.float64, device=features.block(0).device)
+    for i, (start, end) in enumerate(_edges(features)):
+        here = np.flatnonzero((wanted >= start) & (wanted < end))
+        out[here] = features.block(i)[wanted[here] - start].double()
     return out.view(*rows.shape, -1)
 
 
@@ -129,64 +127,69 @@ def neighbours(
 ) -> Neighbours:
     """Precision, recall, density and coverage within the distance to the k-th nearest neighbour.
 
-    `on_block` is called after each block of images that was compared with a whole set: as often as both sets
-    have blocks, and once more for each block of the real set. Kynkaanniemi et al. 2019, eq. 2; Naeem et al.
-    2020, section 3.
+    `on_block` is called after each pair of blocks that was compared, `comparisons(real, fake)` times.
+    Kynkaanniemi et al. 2019, eq. 2; Naeem et al. 2020, section 3.
     """
     _check_pair(real, fake, k + 1)
-    total = sum(block.double().sum(0) for block in real.blocks())
-    assert isinstance(total, Tensor)
-    near = _Centred(real, total / real.count), _Centred(fake, total / real.count)
-    real_radius, fake_radius = (_radii(features, k, on_block) for features in near)
-    inside = torch.zeros(fake.count, dtype=torch.int64, device=fake_radius.device)  # balls of real images
-    recalled = covered = start = 0
-    for rows in near[0].blocks():
-        ball = real_radius[start : start + len(rows), None]
-        recalls = torch.zeros(len(rows), dtype=torch.bool, device=rows.device)
-        covers = recalls.clone()
-        column = 0
-        for block in near[1].blocks():
-            columns = slice(column, column + len(block))
-            distance = _squared_distances(rows, block)
+    counts = sum(real.sizes), sum(fake.sizes)
+    centre = torch.stack([finite(real.block(i)).sum(0) for i in range(len(real.sizes))]).sum(0) / counts[0]
+    real_radius, fake_radius = (_radii(features, centre, k, on_block) for features in (real, fake))
+    inside = torch.zeros(counts[1], dtype=torch.int64, device=centre.device)  # balls of real images around it
+    recalled = covered = 0
+    for i, (start, end) in enumerate(_edges(real)):
+        rows, ball = finite(real.block(i)) - centre, real_radius[start:end, None]
+        recalls, covers = torch.zeros(2, len(rows), dtype=torch.bool, device=rows.device)
+        for j, (first, last) in enumerate(_edges(fake)):
+            distance = _squared_distances(rows, finite(fake.block(j)) - centre)
             within = distance < ball
-            inside[columns] += reduce(within, "n m -> m", "sum")
-            recalls |= (distance < fake_radius[columns]).any(1)
+            inside[first:last] += reduce(within, "n m -> m", "sum")
+            recalls |= (distance < fake_radius[first:last]).any(1)
             covers |= within.any(1)
-            column += len(block)
+            on_block()
         recalled += int(recalls.sum())
         covered += int(covers.sum())
-        start += len(rows)
-        on_block()
     return Neighbours(
         precision=float((inside > 0).double().mean()),
-        recall=recalled / real.count,
+        recall=recalled / counts[0],
         density=float(inside.double().mean()) / k,
-        coverage=covered / real.count,
+        coverage=covered / counts[0],
     )
 
 
-@dataclass(frozen=True)
-class _Centred:
-    """Features in float64 with the real set's mean taken off: distances lose fewer digits near the origin."""
-
-    features: FeatureSet
-    centre: Float64[Tensor, " F"]
-
-    def blocks(self) -> Iterator[Tensor]:
-        return (finite(block) - self.centre for block in self.features.blocks())
+def comparisons(real: FeatureSet, fake: FeatureSet) -> int:
+    """How often `neighbours` calls back."""
+    a, b = len(real.sizes), len(fake.sizes)
+    return a * (a + 1) // 2 + b * (b + 1) // 2 + a * b
 
 
-def _radii(x: _Centred, k: int, on_block: Callable[[], None]) -> Tensor:
-    """Squared distance of every row to its k-th nearest other row."""
-    radii = []
-    for rows in x.blocks():
-        nearest = rows.new_full((len(rows), k + 1), torch.inf)  # a row itself is the first of k + 1
-        for block in x.blocks():
-            both = torch.cat([nearest, _squared_distances(rows, block)], 1)
-            nearest = both.topk(k + 1, largest=False).values
-        radii.append(nearest[:, -1])
-        on_block()
-    return torch.cat(radii)
+def _radii(x: FeatureSet, centre: Tensor, k: int, on_block: Callable[[], None]) -> Float64[Tensor, " N"]:
+    """Squared distance of every row to its k-th nearest other row; each pair of blocks is compared once.
+
+    The centre is taken off, since distances lose fewer digits near the origin.
+    """
+    nearest = centre.new_full((sum(x.sizes), k + 1), torch.inf)  # a row itself is the first of k + 1
+    edges = _edges(x)
+    for i, (start, end) in enumerate(edges):
+        rows = finite(x.block(i)) - centre
+        for j, (first, last) in enumerate(edges[: i + 1]):
+            distance = _squared_distances(rows, finite(x.block(j)) - centre)
+            nearest[start:end] = _smallest(nearest[start:end], distance)
+            if i != j:
+                nearest[first:last] = _smallest(nearest[first:last], distance.T)
+            on_block()
+    return nearest.amax(1)
+
+
+def _smallest(before: Tensor, more: Tensor) -> Tensor:
+    """The smallest numbers of every row of both, as many as there were before."""
+    found = more.topk(min(before.shape[1], more.shape[1]), largest=False, sorted=False).values
+    return torch.cat([before, found], 1).topk(before.shape[1], largest=False, sorted=False).values
+
+
+def _edges(features: FeatureSet) -> list[tuple[int, int]]:
+    """Numbers of the first image of every block and of the first after it."""
+    ends = list(accumulate(features.sizes))
+    return list(zip([0, *ends[:-1]], ends, strict=True))
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
@@ -197,5 +200,6 @@ def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
 def _check_pair(real: FeatureSet, fake: FeatureSet, least: int) -> None:
     if real.width != fake.width:
         raise UserError(different_widths(real.width, fake.width))
-    if min(real.count, fake.count) < least:
-        raise UserError(f"this needs at least {least} images a side (got {real.count} and {fake.count}).")
+    counts = sum(real.sizes), sum(fake.sizes)
+    if min(counts) < least:
+        raise UserError(f"this needs at least {least} images a side (got {counts[0]} and {counts[1]}).")
