@@ -62,6 +62,28 @@ def test_cards_differ_by_protocol_and_not_by_what_was_measured():
         assert like(card, card.model_copy(update={name: value})) == [name]
 
 
+def test_cards_of_before_are_read_and_new_ones_tell_what_they_do_not_know(tmp_path):
+    old = Card.model_validate(VALUES)
+    assert (old.benchmark, old.evaluators, old.settings, old.left_out) == ("embedded world", (), {}, ())
+    unknown = {name: None for name in ("seeds", "sampler", "steps", "guidance", "checkpoint_sha256")}
+    card = Card.model_validate({**VALUES, **unknown, "settings": {"k": 3, "fit": True, "share": 0.5}})
+    write_card(tmp_path / "card.json", card)
+    assert read_card(tmp_path / "card.json") == card
+    assert like(old, card) == ["seeds", "sampler", "steps", "guidance", "settings"]
+
+
+def test_only_the_evaluators_that_both_have_must_agree():
+    def card(*evaluators: tuple[str, str], sha: str) -> Card:
+        listed = [{"name": name, "fingerprint": fingerprint} for name, fingerprint in evaluators]
+        return Card.model_validate({**VALUES, "evaluators": listed, "evaluator_sha256": sha * 64})
+
+    both = card(("inception", "a"), ("clip", "b"), sha="6")
+    assert like(both, card(("inception", "a"), sha="7")) == []
+    assert like(card(("inception", "a"), sha="7"), both) == []
+    assert like(both, card(("clip", "c"), ("inception", "a"), sha="8")) == ["evaluator clip"]
+    assert like(both, Card.model_validate(VALUES)) == ["evaluator_sha256"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

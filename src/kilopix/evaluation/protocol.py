@@ -1,6 +1,8 @@
 """The protocol card: all that a score needs to be repeated, written beside it as one JSON file.
 
-In: the facts of an evaluation. Out: a JSON file, and the list of what makes two cards not comparable.
+In: the facts of an evaluation. Out: a JSON file, and the list of what makes two cards not comparable. What is
+not known of pictures that were made elsewhere is null. Fields that came later have defaults, so that older
+cards are still read.
 """
 
 from pathlib import Path
@@ -12,12 +14,29 @@ from kilopix.runtime import read_json, write_json
 from kilopix.types import UserError
 
 # What was measured and what came out; all other fields say how.
-_NOT_PROTOCOL = frozenset({"checkpoint", "checkpoint_sha256", "recipe_sha256", "scores"})
+_NOT_PROTOCOL = frozenset(
+    {
+        "checkpoint",
+        "checkpoint_sha256",
+        "recipe_sha256",
+        "images_sha256",
+        "scores",
+        "left_out",
+        "versions",
+        "evaluators",
+    }
+)
+_EVALUATOR_FIELDS = frozenset({"evaluator", "evaluator_sha256"})
 _SHA256 = "^[0-9a-f]{64}$"
+
+Setting = str | bool | int | FiniteFloat
 
 
 class Score(Config):
-    """One measured number with its 95% interval (None: not estimated), from `n` images or prompts."""
+    """One measured number with its 95% interval (None: not estimated), from `n` images or prompts.
+
+    `evaluator` is the name of the card's evaluator that it comes from.
+    """
 
     name: str
     value: FiniteFloat
@@ -25,6 +44,7 @@ class Score(Config):
     high: FiniteFloat | None = None
     n: int = Field(ge=1)
     unit: str = ""
+    evaluator: str = ""
 
     @model_validator(mode="after")
     def _ends_in_order(self) -> "Score":
@@ -35,26 +55,51 @@ class Score(Config):
         return self
 
 
-class Card(Config):
-    """What was measured, how, and the scores; `evaluator_sha256` is the fingerprint of its weights,
-    `reference_sha256` that of the held-out pictures' manifest."""
+class Evaluator(Config):
+    """A network or a set of rules that scores come from; its fingerprint holds the hash of its weights."""
 
+    name: str
+    fingerprint: str
+    settings: dict[str, Setting] = {}
+
+
+class LeftOut(Config):
+    """What was not computed, and why."""
+
+    name: str
+    because: str
+
+
+class Card(Config):
+    """What was measured, how, and the scores.
+
+    `evaluator_sha256` is the fingerprint of all its weights together, `reference_sha256` that of the real
+    pictures or their manifest; `settings` are those of the benchmark, and `versions` those of the packages
+    that numbers go through.
+    """
+
+    benchmark: str = "embedded world"
     checkpoint: str
-    checkpoint_sha256: str = Field(pattern=_SHA256)
-    recipe_sha256: str = Field(pattern=_SHA256)
-    prompts_sha256: str = Field(pattern=_SHA256)
+    checkpoint_sha256: str | None = Field(default=None, pattern=_SHA256)
+    recipe_sha256: str | None = Field(default=None, pattern=_SHA256)
+    images_sha256: str | None = Field(default=None, pattern=_SHA256)
+    prompts_sha256: str | None = Field(default=None, pattern=_SHA256)
     prompt_style: str = "plain"
-    seeds: tuple[int, ...] = Field(min_length=1)
-    sampler: str
-    steps: int = Field(ge=1)
-    guidance: FiniteFloat
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
+    sampler: str | None = None
+    steps: int | None = Field(default=None, ge=1)
+    guidance: FiniteFloat | None = None
     resolution: int = Field(ge=1)
-    images_per_prompt: int = Field(ge=1)
+    images_per_prompt: int | None = Field(default=None, ge=1)
     images: int = Field(ge=1)
-    reference_sha256: str = Field(pattern=_SHA256)
+    reference_sha256: str | None = Field(default=None, pattern=_SHA256)
     evaluator: str
     evaluator_sha256: str = Field(pattern=_SHA256)
+    evaluators: tuple[Evaluator, ...] = ()
+    settings: dict[str, Setting] = {}
     kilopix_version: str
+    versions: dict[str, str] = {}
+    left_out: tuple[LeftOut, ...] = ()
     scores: tuple[Score, ...] = ()
 
 
@@ -72,6 +117,13 @@ def read_card(path: Path) -> Card:
 
 
 def like(a: Card, b: Card) -> list[str]:
-    """The fields in which the protocols of two cards differ; scores compare only where it is empty."""
-    fields = [name for name in Card.model_fields if name not in _NOT_PROTOCOL]
-    return [name for name in fields if getattr(a, name) != getattr(b, name)]
+    """The fields in which the protocols of two cards differ; scores compare only where it is empty.
+
+    Where both cards list their evaluators, those are compared that both have, as `evaluator <name>`: a card
+    that has more of them is still like one that has fewer.
+    """
+    ignored = _NOT_PROTOCOL | (_EVALUATOR_FIELDS if a.evaluators and b.evaluators else frozenset())
+    fields = [name for name in Card.model_fields if name not in ignored]
+    different = [name for name in fields if getattr(a, name) != getattr(b, name)]
+    others = {one.name: one for one in b.evaluators}
+    return different + [f"evaluator {one.name}" for one in a.evaluators if others.get(one.name, one) != one]
