@@ -64,8 +64,8 @@ def test_cards_differ_by_protocol_and_not_by_what_was_measured():
 
 def test_cards_of_before_are_read_and_new_ones_tell_what_they_do_not_know(tmp_path):
     old = Card.model_validate(VALUES)
-    assert (old.benchmark, old.evaluators, old.settings, old.left_out) == ("embedded world", (), {}, ())
-    unknown = {name: None for name in ("seeds", "sampler", "steps", "guidance", "checkpoint_sha256")}
+    assert (old.benchmark, old.evaluators, old.settings, old.left_out) == ("", (), {}, ())
+    unknown = dict.fromkeys(("seeds", "sampler", "steps", "guidance", "checkpoint_sha256"))
     card = Card.model_validate({**VALUES, **unknown, "settings": {"k": 3, "fit": True, "share": 0.5}})
     write_card(tmp_path / "card.json", card)
     assert read_card(tmp_path / "card.json") == card

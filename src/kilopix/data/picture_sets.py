@@ -1,16 +1,15 @@
-"""Sets of pictures to be scored: which files they are, the prompt of each, and how they were made.
+"""Sets of pictures to be scored: which files they are, and the prompt of each.
 
 In: a folder that `kilopix sample` wrote, one laid out as GenEval's, any other folder of pictures, or a
-manifest. Out: a `PictureSet` in a fixed order, and the pixels of some of it. Nothing is passed over in
-silence: a picture that is missing, unreadable, of another size, or there twice is a `UserError` that names it.
+manifest. Out: a `PictureSet` in a fixed order, and the pixels of some of it. A picture that is missing,
+unreadable, of another size, or there twice is a `UserError` that names it.
 """
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,21 +23,18 @@ from kilopix.data.sources import IMAGE_ENDINGS, BrokenImage, open_image, square
 from kilopix.runtime import read_json, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
 
-SAMPLES, MADE, PROMPTS = "samples.json", "made.json", "prompts.jsonl"
+SAMPLES, PROMPTS = "samples.json", "prompts.jsonl"
+_READERS = 4
 _SIDE_FILES = {".json", ".jsonl", ".txt", ".md", ".csv", ".parquet", ".npz"}
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures by their paths below `root`, with the prompt of each where prompts are known.
-
-    `made` is what is known of how they were made, as `kilopix sample` or a `made.json` tells it.
-    """
+    """Pictures by their paths below `root`, with the prompt of each where prompts are known."""
 
     root: Path
     files: tuple[str, ...]
     prompts: tuple[str, ...] | None = None
-    made: dict[str, Any] = field(default_factory=dict)
 
     @property
     def prompts_sha256(self) -> str | None:
@@ -47,10 +43,10 @@ class PictureSet:
 
 
 def read_picture_set(path: Path, prompts: Path | None = None) -> PictureSet:
-    """Find the pictures of a folder or manifest; `prompts` (JSON lines of file and prompt) overrides theirs."""
+    """Find the pictures of a folder or manifest; `prompts`, JSON lines, comes before theirs."""
     found = _find(path)
     if prompts is not None:
-        found = PictureSet(found.root, found.files, _read_prompts(prompts, found.files), found.made)
+        found = PictureSet(found.root, found.files, _read_prompts(prompts, found.files))
     if not found.files:
         raise UserError(f"{path}: no pictures in it.")
     twice = _first_double(found.files)
@@ -72,19 +68,16 @@ def _find(path: Path) -> PictureSet:
     if (path / SAMPLES).is_file():
         return _from_samples(path)
     numbered = sorted(f for f in path.iterdir() if f.is_dir() and (f / "metadata.jsonl").is_file())
-    found = _from_geneval(path, numbered) if numbered else _from_folder(path)
-    made = read_json(path / MADE) if (path / MADE).is_file() else {}
-    return PictureSet(found.root, found.files, found.prompts, made)
+    return _from_geneval(path, numbered) if numbered else _from_folder(path)
 
 
 def _from_samples(folder: Path) -> PictureSet:
-    made = read_json(folder / SAMPLES)
     try:
-        images = made["images"]
+        images = read_json(folder / SAMPLES)["images"]
         files, prompts = tuple(i["file"] for i in images), tuple(i["prompt"] for i in images)
     except (KeyError, TypeError):
         raise UserError(f"{folder / SAMPLES}: not a list of samples; make the pictures again.") from None
-    return PictureSet(folder, files, prompts, made)
+    return PictureSet(folder, files, prompts)
 
 
 def _from_geneval(folder: Path, numbered: list[Path]) -> PictureSet:
@@ -118,7 +111,7 @@ def _from_folder(folder: Path) -> PictureSet:
 
 
 def _read_prompts(path: Path, files: Sequence[str]) -> tuple[str, ...]:
-    """The prompt of every file from JSON lines; a file without one, or a prompt without a file, is an error."""
+    """The prompt of every file from JSON lines, which must be of these files and no others."""
     found: dict[str, str] = {}
     try:
         for line in path.read_text().splitlines():
@@ -137,7 +130,7 @@ def _read_prompts(path: Path, files: Sequence[str]) -> tuple[str, ...]:
 
 def content_hashes(pictures: PictureSet) -> list[str]:
     """SHA-256 of every file, in order."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(_READERS) as pool:
         return list(pool.map(lambda name: sha256_of_file(pictures.root / name), pictures.files))
 
 
@@ -169,18 +162,21 @@ def read_pixels(
     root: Path, files: Sequence[str], size: tuple[int, int], fit: bool = False
 ) -> UInt8[Tensor, "B 3 H W"]:
     """Pictures of one size (width, height); with `fit` the centred square of each is resized to it."""
-    arrays = []
-    for name in files:
-        picture = _open(root / name)
-        if fit and picture.size != size:
-            picture = square(picture, size[0])
-        if picture.size != size:
-            raise UserError(
-                f"{root / name}: is {picture.width} x {picture.height}, and the pictures are "
-                f"{size[0]} x {size[1]}. Make them all of one size; fit_reference=true cuts the reference's."
-            )
-        arrays.append(np.asarray(picture))
+    with ThreadPoolExecutor(_READERS) as pool:
+        arrays = list(pool.map(lambda name: _read_one(root / name, size, fit), files))
     return rearrange(torch.from_numpy(np.stack(arrays)), "b h w c -> b c h w")
+
+
+def _read_one(path: Path, size: tuple[int, int], fit: bool) -> np.ndarray:
+    picture = _open(path)
+    if fit and picture.size != size:
+        picture = square(picture, size[0])
+    if picture.size != size:
+        raise UserError(
+            f"{path}: is {picture.width} x {picture.height}, and the pictures are {size[0]} x {size[1]}. "
+            "Make them all of one size; fit_reference=true cuts the real ones."
+        )
+    return np.asarray(picture)
 
 
 def _open(path: Path) -> Image.Image:

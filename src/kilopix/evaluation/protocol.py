@@ -60,7 +60,7 @@ class Evaluator(Config):
 
     name: str
     fingerprint: str
-    settings: dict[str, Setting] = {}
+    settings: dict[str, Setting] = Field(default_factory=dict)
 
 
 class LeftOut(Config):
@@ -78,7 +78,7 @@ class Card(Config):
     that numbers go through.
     """
 
-    benchmark: str = "embedded world"
+    benchmark: str = ""
     checkpoint: str
     checkpoint_sha256: str | None = Field(default=None, pattern=_SHA256)
     recipe_sha256: str | None = Field(default=None, pattern=_SHA256)
@@ -96,9 +96,9 @@ class Card(Config):
     evaluator: str
     evaluator_sha256: str = Field(pattern=_SHA256)
     evaluators: tuple[Evaluator, ...] = ()
-    settings: dict[str, Setting] = {}
+    settings: dict[str, Setting] = Field(default_factory=dict)
     kilopix_version: str
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     scores: tuple[Score, ...] = ()
 

@@ -1,8 +1,8 @@
 """LAION's aesthetic predictors: a small head on normalised CLIP ViT-L/14 image embeddings.
 
 In: embeddings, and the head's weights as safetensors (`kilopix convert` makes them of the published .pth).
-Out: one score a picture, about 1 to 10. Both published heads are read: the linear one of `aesthetic-predictor`
-and the deeper one of `improved-aesthetic-predictor`, which has no activations between its layers either.
+Out: one score a picture, about 1 to 10. Both published heads are read: the linear one of
+`aesthetic-predictor` and the deeper one of `improved-aesthetic-predictor`, which has no activations either.
 """
 
 from pathlib import Path

@@ -80,7 +80,7 @@ class _Mixed(nn.Module):
             steps: list[list[str]] = []
             for i, conv in enumerate(convs, 1):
                 name = branch if len(convs) == 1 and branch not in forked else f"{branch}_{i}"
-                self.add_module(name, _Unit(width, *conv))
+                self.add_module(name, _Unit(width, conv[0], conv[1], conv[2] if len(conv) == 3 else 1))
                 steps.append([name])
                 width = conv[0]
             if branch in forked:
@@ -155,7 +155,7 @@ def _block_e(inputs: int, pool: Callable[[Tensor], Tensor]) -> _Mixed:
 
 
 class FIDInception(nn.Module):
-    """The network, its parameters under the published names. `fc` is part of the file and not of a feature."""
+    """The network, its parameters under the published names; no feature comes from `fc`."""
 
     def __init__(self):
         super().__init__()
