@@ -246,6 +246,21 @@ def fidelity(
     run(images, reference, out, overrides or [], only or [], prompts, cache, workers, device)
 
 
+@app.command(epilog=_example("kilopix compare scores_a scores_b --out comparison"))
+def compare(
+    cards: Annotated[list[Path], typer.Argument(help="Folders of scores, or cards; the first leads.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("comparison"),
+    allow_unlike: Annotated[
+        bool, typer.Option("--allow-unlike", help="One table in spite of unlike protocols, which it marks.")
+    ] = False,
+    published: Annotated[bool, typer.Option(help="Add published numbers of other models.")] = True,
+) -> None:
+    """Put scores of several models into one table, test their differences, add published numbers."""
+    from kilopix.stages.compare import run
+
+    run(cards, out, allow_unlike, published)
+
+
 @app.command(epilog=_example("kilopix convert inception pt_inception-2015-12-05-6726825d.pth"))
 def convert(
     kind: Annotated[Literal["inception", "aesthetic"], typer.Argument(help="Whose weights.")],
