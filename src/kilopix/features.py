@@ -31,8 +31,6 @@ from kilopix.types import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_PER_PART = 512
-
 
 class WeightsConfig(Config):
     """Where the networks' weights are: files, or folders and names of the hub."""
@@ -143,9 +141,10 @@ def store_features(
     base: Path,
     title: str,
     device: str,
-    workers: int | None = None,
+    workers: int | None,
+    rows: int,
 ) -> StoredFeatures:
-    """The features of a set, made below `base` where they are not there yet.
+    """The features of a set, made below `base` where they are not there yet, `rows` pictures a part.
 
     Their folder is named by a hash of the network's weights and of the pictures, so that it can be shared.
     """
@@ -155,15 +154,15 @@ def store_features(
         "pictures": pictures.sha256,
         "size": list(pictures.size),
         "fit": pictures.fit,
-        "rows": ROWS_PER_PART,
+        "rows": rows,
     }
     folder = base / "features" / f"{network}-{sha256_of_text(json.dumps(job))[:16]}"
     open_job(folder, job)
     files = pictures.set.files
-    sizes = [min(ROWS_PER_PART, len(files) - start) for start in range(0, len(files), ROWS_PER_PART)]
+    sizes = [min(rows, len(files) - start) for start in range(0, len(files), rows)]
     parts = Parts(folder, len(sizes))
     if parts.missing():
-        make = FeaturePart(pictures, network, weights, device, ROWS_PER_PART)
+        make = FeaturePart(pictures, network, weights, device, rows)
         workers = workers or (os.cpu_count() if device == "cpu" else 1)
         make_parts(parts, make, title, len(files), workers)
     return StoredFeatures(parts, tuple(sizes), loaded.width, device)

@@ -131,6 +131,8 @@ def resize_and_cut(images: UInt8[Tensor, "B 3 H W"], side: int) -> UInt8[Tensor,
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if images.shape[-2:] == size:
         return images
+    if not len(images):
+        return images.new_zeros((0, 3, *size))
     pictures = [Image.fromarray(a) for a in rearrange(images, "b c h w -> b h w c").cpu().numpy()]
     resized = [np.asarray(p.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for p in pictures]
     return rearrange(torch.from_numpy(np.stack(resized)), "b h w c -> b c h w")

@@ -78,10 +78,11 @@ class FidelityConfig(Config):
     seed: int = 0
     fit_reference: bool = False
     allow_doubles: bool = False
+    rows_per_part: int = Field(default=512, ge=1)
 
     def protocol(self) -> dict[str, Setting]:
-        """The settings that a score depends on; the weights have fingerprints."""
-        return self.model_dump(mode="json", exclude={"weights"})
+        """The settings that a score depends on; weights have fingerprints instead."""
+        return self.model_dump(mode="json", exclude={"weights", "rows_per_part"})
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Work:
             f"{network}, {'real pictures' if real else 'pictures'}",
             self.device,
             self.workers,
+            self.config.rows_per_part,
         )
 
 
