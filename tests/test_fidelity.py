@@ -173,7 +173,7 @@ def test_features_of_real_pictures_are_shared_and_finished_work_is_kept(pictures
 
 
 HARM = {
-    "another size": (lambda fake, real: draw_pictures(fake, 1, 9, (41, 40)), r"fake/00001\.png: is 40 x 40"),
+    "another size": (lambda fake, real: draw_pictures(fake, 1, 9, (41, 40)), r"fake/00000\.png: is 41 x 40"),
     "damaged": (
         lambda fake, real: (fake / "00004.png").write_bytes(b"?"),
         r"fake/00004\.png: cannot be read",

@@ -8,12 +8,14 @@ import torch
 from PIL import Image
 
 from kilopix.data.picture_sets import (
+    common_size,
     content_hashes,
     read_picture_set,
     read_pixels,
     refuse_doubles,
-    size_of,
+    sizes_of,
 )
+from kilopix.data.sources import open_image
 from kilopix.types import UserError
 from tiny_networks import draw_pictures
 
@@ -26,7 +28,7 @@ def test_a_plain_folder_in_order(tmp_path: Path):
     assert found.files == ("00000.png", "b/00000.png", "b/00001.png")
     assert found.prompts is None
     assert found.prompts_sha256 is None
-    pixels = read_pixels(tmp_path, found.files, size_of(tmp_path / "00000.png"))
+    pixels = read_pixels(tmp_path, found.files, common_size(found, sizes_of(found)))
     assert pixels.shape == (3, 3, 40, 40)
     assert pixels.dtype == torch.uint8
 
@@ -103,8 +105,18 @@ def test_doubles_and_strange_files_are_named(tmp_path: Path):
 def test_a_picture_of_another_size_or_damaged_is_named(tmp_path: Path):
     names = draw_pictures(tmp_path, 3, 0)
     draw_pictures(tmp_path / "wide", 1, 1, (60, 40))
-    with pytest.raises(UserError, match=r"wide/00000\.png: is 60 x 40, and the pictures are 40 x 40"):
-        read_pixels(tmp_path, [*names, "wide/00000.png"], (40, 40))
+    found = read_picture_set(tmp_path)
+    for look in (
+        lambda: common_size(found, sizes_of(found)),
+        lambda: read_pixels(tmp_path, [*names, "wide/00000.png"], (40, 40)),
+    ):
+        with pytest.raises(UserError, match=r"wide/00000\.png: is 60 x 40, and the pictures are 40 x 40"):
+            look()
+    turned = Image.new("RGB", (40, 60))
+    turned.getexif()[0x0112] = 6
+    turned.save(tmp_path / "wide" / "00000.png", exif=turned.getexif())
+    assert sizes_of(found)[-1] == (60, 40) == open_image(tmp_path / "wide" / "00000.png").size
+    draw_pictures(tmp_path / "wide", 1, 1, (60, 40))
     fitted = read_pixels(tmp_path, ["wide/00000.png"], (40, 40), fit=True)
     expected = Image.open(tmp_path / "wide" / "00000.png").crop((10, 0, 50, 40))
     assert fitted[0].permute(1, 2, 0).numpy().tobytes() == expected.tobytes()
@@ -112,3 +124,6 @@ def test_a_picture_of_another_size_or_damaged_is_named(tmp_path: Path):
     (tmp_path / names[1]).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"00001\.png: cannot be read"):
         read_pixels(tmp_path, names, (40, 40))
+    (tmp_path / names[1]).write_bytes(b"?")
+    with pytest.raises(UserError, match=r"00001\.png: cannot be read"):
+        sizes_of(found)

@@ -6,6 +6,7 @@ unreadable, of another size, or there twice is a `UserError` that names it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from kilopix.types import UserError
 
 SAMPLES, PROMPTS = "samples.json", "prompts.jsonl"
 _READERS = 4
+_ORIENTATION = 0x0112  # the Exif tag
 _SIDE_FILES = {".json", ".jsonl", ".txt", ".md", ".csv", ".parquet", ".npz"}
 
 
@@ -153,9 +155,40 @@ def _first_double(values: Sequence[str]) -> tuple[tuple[int, int], str] | None:
     return None
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height as the picture is opened, turned upright."""
-    return _open(path).size
+def sizes_of(pictures: PictureSet) -> list[tuple[int, int]]:
+    """Width and height of every picture, turned upright, from the heads of the files alone."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(lambda name: _size(pictures.root / name), pictures.files))
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from None
+
+
+def common_size(pictures: PictureSet, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """The size of all pictures; raises `UserError` that names the first that has not that of most."""
+    size = Counter(sizes).most_common(1)[0][0]
+    refuse_other_sizes(pictures, sizes, size)
+    return size
+
+
+def refuse_other_sizes(pictures: PictureSet, sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> None:
+    """Raise `UserError` that names the first picture of another size."""
+    for name, one in zip(pictures.files, sizes, strict=True):
+        if one != size:
+            raise _other_size(pictures.root / name, one, size)
+
+
+def _other_size(path: Path, found: tuple[int, int], size: tuple[int, int]) -> UserError:
+    return UserError(
+        f"{path}: is {found[0]} x {found[1]}, and the pictures are {size[0]} x {size[1]}. "
+        "Make them all of one size; fit_reference=true cuts the real ones."
+    )
 
 
 def read_pixels(
@@ -172,10 +205,7 @@ def _read_one(path: Path, size: tuple[int, int], fit: bool) -> np.ndarray:
     if fit and picture.size != size:
         picture = square(picture, size[0])
     if picture.size != size:
-        raise UserError(
-            f"{path}: is {picture.width} x {picture.height}, and the pictures are {size[0]} x {size[1]}. "
-            "Make them all of one size; fit_reference=true cuts the real ones."
-        )
+        raise _other_size(path, picture.size, size)
     return np.asarray(picture)
 
 
@@ -183,4 +213,9 @@ def _open(path: Path) -> Image.Image:
     try:
         return open_image(path)
     except BrokenImage as error:
-        raise UserError(f"{path}: cannot be read ({error}); every picture counts, so mend it.") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    why = str(error) or type(error).__name__
+    return UserError(f"{path}: cannot be read ({why}); every picture counts, so mend it.")

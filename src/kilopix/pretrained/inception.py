@@ -16,7 +16,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from kilopix.pretrained.vision import FeatureExtractor
+from kilopix.pretrained.vision import FeatureExtractor, exactly
 from kilopix.pretrained.weights import file_digest, read_weights_file
 from kilopix.types import UserError
 
@@ -222,8 +222,7 @@ class _Inception:
 
     def features(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         parts = [torch.zeros(0, self.width, device=self._device)]
-        # TF32 would change FID in its third digit.
-        with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        with exactly():
             parts += [self._network(batch.to(self._device)) for batch in images.split(_BATCH)]
         return torch.cat(parts)
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from kilopix.pretrained.vision import FeatureExtractor
+from kilopix.pretrained.vision import FeatureExtractor, exactly
 from kilopix.pretrained.weights import find_model, quiet_transformers, read_tokenizer, weights_digest
 from kilopix.types import UserError
 
@@ -47,8 +47,8 @@ class _DINOv2:
 
     def features(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         parts = [torch.zeros(0, self.width, device=self._device)]
-        with torch.inference_mode():
-            for batch in images.split(_BATCH):
+        with exactly():
+            for batch in images.split(_BATCH) if len(images) else ():
                 pixels = _normalised(resize_whole(batch, _DINO_SIDE), _IMAGENET).to(self._device)
                 parts.append(self._model(pixel_values=pixels).last_hidden_state[:, 0].float())
         return torch.cat(parts)
@@ -84,8 +84,8 @@ class CLIP:
     def features(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         """Embeddings of any number of pictures."""
         parts = [torch.zeros(0, self.width, device=self._device)]
-        with torch.inference_mode():
-            for batch in images.split(_BATCH):
+        with exactly():
+            for batch in images.split(_BATCH) if len(images) else ():
                 pixels = _normalised(resize_and_cut(batch, self._side), _CLIP).to(self._device)
                 pooled = self._model.vision_model(pixel_values=pixels).pooler_output
                 parts.append(self._model.visual_projection(pooled).float())
@@ -94,7 +94,7 @@ class CLIP:
     def text_features(self, prompts: Sequence[str]) -> Float[Tensor, "B F"]:
         """Embeddings of prompts; what is beyond `max_tokens` is cut off."""
         parts = [torch.zeros(0, self.width, device=self._device)]
-        with torch.inference_mode():
+        with exactly():
             for start in range(0, len(prompts), _BATCH):
                 tokens = self._tokenizer(
                     list(prompts[start : start + _BATCH]),
@@ -131,8 +131,6 @@ def resize_and_cut(images: UInt8[Tensor, "B 3 H W"], side: int) -> UInt8[Tensor,
 def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if images.shape[-2:] == size:
         return images
-    if not len(images):
-        return images.new_zeros((0, 3, *size))
     pictures = [Image.fromarray(a) for a in rearrange(images, "b c h w -> b h w c").cpu().numpy()]
     resized = [np.asarray(p.resize((size[1], size[0]), Image.Resampling.BICUBIC)) for p in pictures]
     return rearrange(torch.from_numpy(np.stack(resized)), "b h w c -> b c h w")

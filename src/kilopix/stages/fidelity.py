@@ -21,10 +21,12 @@ from kilopix.data.parts import open_job
 from kilopix.data.picture_sets import (
     SAMPLES,
     PictureSet,
+    common_size,
     content_hashes,
     read_picture_set,
     refuse_doubles,
-    size_of,
+    refuse_other_sizes,
+    sizes_of,
 )
 from kilopix.evaluation.fidelity import frechet_distance
 from kilopix.evaluation.made import Made, read_made
@@ -176,7 +178,9 @@ def _read(
     if not config.allow_doubles:
         for one, values in zip(sets, hashes, strict=True):
             refuse_doubles(one, values)
-    size = size_of(sets[0].root / sets[0].files[0])
+    size = common_size(sets[0], sizes_of(sets[0]))
+    if not config.fit_reference:
+        refuse_other_sizes(sets[1], sizes_of(sets[1]), size)
     shas = [sha256_of_text("\n".join(values)) for values in hashes]
     if shas[0] == shas[1]:
         raise UserError(f"{images} and {reference} hold the same pictures; give real ones as the second.")
