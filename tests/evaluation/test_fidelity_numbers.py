@@ -56,6 +56,17 @@ def test_frechet_distance_of_a_set_to_itself_is_nothing_with_fewer_images_than_f
     assert frechet_distance(moments(wide), moments(other)) == pytest.approx(float(traces), rel=1e-6)
 
 
+def test_low_ranks_agree_with_the_singular_values_of_the_features():
+    """Fewer images than features on one side or both, and features that repeat others."""
+    a, b = features(9, 12, 0), features(200, 12, 1, 1.3, 0.2)
+    narrow = features(8, 3, 2) @ features(3, 12, 3)
+    for x, y in ((a, b), (b, a), (a, features(7, 12, 4)), (narrow, a), (narrow, b)):
+        thin = [(one - one.mean(0)).numpy() / math.sqrt(len(one) - 1) for one in (x, y)]
+        cross = np.linalg.svd(thin[0] @ thin[1].T, compute_uv=False).sum()
+        expected = float((x.mean(0) - y.mean(0)).square().sum()) + sum((t**2).sum() for t in thin) - 2 * cross
+        assert frechet_distance(moments(x), moments(y)) == pytest.approx(expected, rel=1e-7)
+
+
 def test_moments_are_the_same_in_batches_of_any_size_and_far_from_the_origin():
     x = features(101, 8, 0, shift=1e4)
     whole = moments(x)

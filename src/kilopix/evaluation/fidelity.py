@@ -62,9 +62,11 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
     if min(real.count, fake.count) < 2:
         raise UserError("a Frechet distance needs at least two images on either side.")
     covariances = [one.scatter / (one.count - 1) for one in (real, fake)]
-    # tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2), which loses no digits where A and B
-    # are singular, as they are with fewer images than features.
-    cross = torch.linalg.svdvals(_root(covariances[0]) @ _root(covariances[1])).sum()
+    # With A = C C^T and B = D D^T, tr (A B)^(1/2) is the sum of the singular values of C^T D, which loses no
+    # digits where A and B are singular, as they are with fewer images than features.
+    ranks = [min(one.count - 1, len(one.mean)) for one in (real, fake)]
+    roots = [_root(covariance, rank) for covariance, rank in zip(covariances, ranks, strict=True)]
+    cross = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
     spread = covariances[0].trace() + covariances[1].trace() - 2 * cross
     return max(0.0, float((real.mean - fake.mean).square().sum() + spread))
 
@@ -130,9 +132,23 @@ def _blocks(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+def _root(covariance: Tensor, rank: int) -> Tensor:
+    """A matrix C of at most `rank` columns with C C^T the covariance."""
+    if rank == len(covariance):
+        values, vectors = torch.linalg.eigh(covariance)
+        return vectors * values.clamp(min=0).sqrt()
+    # Cholesky with pivots (Higham 2002, section 10.3): far less work than eigenvalues where the rank is low.
+    columns = covariance.new_zeros(len(covariance), rank)
+    left = covariance.diagonal().clone()
+    smallest = left.max() * len(left) * torch.finfo(left.dtype).eps
+    for i in range(rank):
+        pivot = int(left.argmax())
+        if left[pivot] <= smallest:
+            break
+        column = covariance[:, pivot] - columns[:, :i] @ columns[pivot, :i]
+        columns[:, i] = column / left[pivot].sqrt()
+        left = (left - columns[:, i].square()).clamp(min=0)
+    return columns
 
 
 def _ones(rows: int, like: Tensor) -> Tensor:
