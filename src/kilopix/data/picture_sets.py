@@ -143,7 +143,7 @@ def refuse_doubles(pictures: PictureSet, hashes: Sequence[str]) -> None:
         first, second = (pictures.root / pictures.files[i] for i in twice[0])
         raise UserError(
             f"{first} and {second} are the same picture, byte for byte. Take one away, or say "
-            "allow_doubles=true where both were made so."
+            "allow_doubled=true where both were made so."
         )
 
 
@@ -165,7 +165,8 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
+            width, height = image.size
+            return (height, width) if turned else (width, height)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from None
 

@@ -93,5 +93,5 @@ def _difference(name: str, first: Entry, other: Entry) -> Interval | str:
 
 
 def differs(difference: Interval) -> bool:
-    """Whether the interval leaves out nought."""
+    """Whether the interval leaves out zero."""
     return difference.low > 0 or difference.high < 0

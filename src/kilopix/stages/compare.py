@@ -54,13 +54,10 @@ def run(cards: Sequence[Path], out: Path, allow_unlike: bool = False, published:
     if len(entries) > 1 and not any(sum(score is not None for score in row.scores) > 1 for row in found):
         raise UserError("no two of these cards have a score of the same name.")
     tables = [_scores_table(entries, found, bool(different)), _protocol_table(entries, different)]
-    facts = read_published()
+    facts, after = read_published(), []
     if published and (beside := _published_table(entries, found, facts)):
         tables.append(beside)
-    sources = [f"[{i}] {one.title}. {one.where}." for i, one in enumerate(facts.sources.values(), 1)]
-    numbers = {key: i for i, key in enumerate(facts.sources, 1)}
-    notes = [f"{note.text} [{numbers[note.source]}]" for note in facts.notes] if len(tables) > 2 else []
-    after = [*notes, *(sources if len(tables) > 2 else [])]
+        after = _sources(facts)
     text = _markdown(tables, after)
     _write(out / MARKDOWN, text)
     _write(out / HTML, _html(tables, after))
@@ -163,8 +160,8 @@ def _scores_table(entries: list[Entry], found: list[Row], marked: bool) -> Table
     note = "Intervals are of 95%, from drawing the prompts anew."
     if len(entries) > 1:
         note += (
-            f" Differences are from {first}, with both scores over the same draws; those in bold leave out "
-            "nought. With many scores, one in twenty does so by chance."
+            f" Differences are from {first}, with both scores over the same draws; in bold where the "
+            "interval leaves out zero, which it does by chance for one score in twenty."
         )
     if marked:
         note += f" {MARK} The protocols differ, see below: a difference may come from there."
@@ -183,7 +180,7 @@ def _protocol_table(entries: list[Entry], different: list[Unlike]) -> Table:
     shown = [
         ("weights", [f"{e.card.checkpoint} {(e.card.checkpoint_sha256 or 'unknown')[:16]}" for e in entries]),
         ("prompts", [f"{e.card.prompt_style} {(e.card.prompts_sha256 or 'none')[:16]}" for e in entries]),
-        ("sampler", [_known(e.card.sampler, e.card.steps, "steps") for e in entries]),
+        ("sampler", [f"{_known(e.card.sampler)}, {_known(e.card.steps)} steps" for e in entries]),
         ("guidance", [_known(e.card.guidance) for e in entries]),
         ("seeds", [_known(e.card.seeds and len(e.card.seeds)) for e in entries]),
         ("resolution", [f"{e.card.resolution} pixels" for e in entries]),
@@ -199,9 +196,8 @@ def _protocol_table(entries: list[Entry], different: list[Unlike]) -> Table:
     return Table("Protocol", note, ("", *(entry.label for entry in entries)), tuple(lines))
 
 
-def _known(value: object, more: object = "", unit: str = "") -> str:
-    parts = [value, *([more, unit] if unit else [])]
-    return " ".join("unknown" if part is None else str(part) for part in parts)
+def _known(value: object) -> str:
+    return "unknown" if value is None else str(value)
 
 
 def _published_table(entries: list[Entry], found: list[Row], facts: Published) -> Table | None:
@@ -232,6 +228,13 @@ def _published_table(entries: list[Entry], found: list[Row], facts: Published) -
         "evaluators, which are not those of the protocol above. Where two sources differ, both are shown."
     )
     return Table("Beside published numbers", note, ("model", *metrics), tuple(lines))
+
+
+def _sources(facts: Published) -> list[str]:
+    """What is published in words only, and the sources under their numbers."""
+    numbers = {key: i for i, key in enumerate(facts.sources, 1)}
+    notes = [f"{note.text} [{numbers[note.source]}]" for note in facts.notes]
+    return notes + [f"[{numbers[key]}] {one.title} ({one.where})." for key, one in facts.sources.items()]
 
 
 def _markdown(tables: list[Table], after: list[str]) -> str:

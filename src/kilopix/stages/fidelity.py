@@ -79,7 +79,7 @@ class FidelityConfig(Config):
     kid_subset_size: int = Field(default=1000, ge=2)
     seed: int = 0
     fit_reference: bool = False
-    allow_doubles: bool = False
+    allow_doubled: bool = False
     rows_per_part: int = Field(default=512, ge=1)
 
     def protocol(self) -> dict[str, Setting]:
@@ -175,7 +175,7 @@ def _read(
     sets = read_picture_set(images, prompts), read_picture_set(reference)
     say(f"reading {len(sets[0].files)} pictures and {len(sets[1].files)} real ones ...")
     hashes = [content_hashes(one) for one in sets]
-    if not config.allow_doubles:
+    if not config.allow_doubled:
         for one, values in zip(sets, hashes, strict=True):
             refuse_doubles(one, values)
     size = common_size(sets[0], sizes_of(sets[0]))
