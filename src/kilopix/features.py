@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,11 +26,17 @@ from kilopix.evaluation.streaming import moments_of
 from kilopix.pretrained.inception import load_inception
 from kilopix.pretrained.vision import FeatureExtractor, load_efficientnet_lite0
 from kilopix.pretrained.vision_hub import CLIP, load_clip, load_dinov2
+from kilopix.pretrained.weights import read_weights_file
 from kilopix.runtime import atomic_path, cache_folder, sha256_of_text
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that pictures and features go through."""
+    return {name: version(name) for name in ("torch", "transformers", "pillow", "numpy")}
 
 
 class WeightsConfig(Config):
@@ -146,7 +153,7 @@ def store_features(
 ) -> StoredFeatures:
     """The features of a set, made below `base` where they are not there yet, `rows` pictures a part.
 
-    Their folder is named by a hash of the network's weights and of the pictures, so that it can be shared.
+    Their folder is named by a hash of all that they depend on, so that it can be shared.
     """
     loaded = load_network(network, weights, device)
     job = {
@@ -155,6 +162,7 @@ def store_features(
         "size": list(pictures.size),
         "fit": pictures.fit,
         "rows": rows,
+        "versions": versions(),
     }
     folder = base / "features" / f"{network}-{sha256_of_text(json.dumps(job))[:16]}"
     open_job(folder, job)
@@ -170,7 +178,7 @@ def store_features(
 
 def stored_moments(features: StoredFeatures) -> Moments:
     """The moments of stored features, from a file beside them if it is there."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     path = features.parts.folder / "moments.safetensors"
     if not path.exists():
@@ -178,5 +186,6 @@ def stored_moments(features: StoredFeatures) -> Moments:
         with atomic_path(path) as temporary:
             count = torch.tensor(made.count)
             save_file({"count": count, "mean": made.mean.cpu(), "scatter": made.scatter.cpu()}, temporary)
-    stored = load_file(path, features.device)
-    return Moments(int(stored["count"]), stored["mean"], stored["scatter"])
+    stored = read_weights_file(path)
+    mean, scatter = stored["mean"].to(features.device), stored["scatter"].to(features.device)
+    return Moments(int(stored["count"]), mean, scatter)

@@ -40,6 +40,7 @@ from kilopix.features import (
     load_network,
     store_features,
     stored_moments,
+    versions,
 )
 from kilopix.pretrained.aesthetic import load_aesthetic
 from kilopix.pretrained.vision_hub import CLIP, cosines
@@ -67,7 +68,6 @@ NO_IMAGEREWARD = (
     "its network reads prompt and picture together in a BLIP of its own, published as a pickle only, "
     "and kilopix has no loader for it"
 )
-PACKAGES = ("torch", "transformers", "pillow", "numpy")
 
 
 class FidelityConfig(Config):
@@ -262,11 +262,12 @@ def _compare(work: Work, name: str) -> dict[str, float]:
 
 
 def _remember(path: Path, fingerprint: str, compute: Callable[[], Any]) -> Any:
-    """What these weights gave before in this folder, or give now."""
-    if path.exists() and (stored := read_json(path))["weights"] == fingerprint:
+    """What these weights gave before in this folder, with the same packages, or give now."""
+    key = {"weights": fingerprint, "versions": versions()}
+    if path.exists() and (stored := read_json(path))["key"] == key:
         return stored["values"]
     values = compute()
-    write_json(path, {"weights": fingerprint, "values": values})
+    write_json(path, {"key": key, "values": values})
     return values
 
 
@@ -351,7 +352,7 @@ def _card(work: Work, scores: list[Score], evaluators: list[Evaluator], left_out
         evaluators=tuple(evaluators),
         settings={**work.config.protocol(), "real_images": len(work.reference.set.files)},
         kilopix_version=version("kilopix"),
-        versions={name: version(name) for name in PACKAGES},
+        versions=versions(),
         left_out=tuple(LeftOut(name=name, because=because) for name, because in left_out.items()),
         scores=tuple(scores),
     )
