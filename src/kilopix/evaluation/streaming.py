@@ -19,6 +19,7 @@ from torch import Tensor
 from kilopix.evaluation.fidelity import Moments, different_widths, finite, kernel_distance, moments
 from kilopix.types import UserError
 
+_MERGED = 2048  # images whose moments are taken at once
 _GATHERED = 1 << 24  # numbers of one side's subsets held at once: 128 MiB
 
 
@@ -67,9 +68,14 @@ class InMemory:
 def moments_of(features: FeatureSet) -> Moments:
     """The moments of all features, merged block by block."""
     total: Moments | None = None
+    held: list[Tensor] = []
     for i in range(len(features.sizes)):
-        one = moments(features.block(i))
+        held.append(features.block(i))
+        if sum(map(len, held)) < _MERGED and i + 1 < len(features.sizes):
+            continue  # a merge costs as much as some hundred images
+        one = moments(torch.cat(held))
         total = one if total is None else total.merge(one)
+        held = []
     if total is None:
         raise UserError("there are no features to take moments of.")
     return total

@@ -58,6 +58,7 @@ from kilopix.types import UserError
 
 CARD, OBSERVATIONS = "card.json", "observations.jsonl"
 NETWORKS = ("inception", "dinov2", "clip", "efficientnet-lite0")
+DISTANCES = ("FID", "Frechet distance", "KID")
 PREFERENCES = {
     "clipscore": "CLIPScore",
     "aesthetic": "aesthetic score",
@@ -236,7 +237,7 @@ def _fidelity(work: Work, name: str) -> tuple[list[Score], Evaluator]:
             name=f"{metric} ({name})",
             value=value,
             n=n,
-            unit="lower is better" if "istance" in metric or metric in ("FID", "KID") else "",
+            unit="lower is better" if metric in DISTANCES else "",
             evaluator=name,
         )
         for metric, value in values.items()
