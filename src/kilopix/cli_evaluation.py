@@ -56,7 +56,7 @@ def sample_benchmark(
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
 ) -> None:
     """Make a model's pictures for the prompts of GenEval or DPG-Bench."""
-    from kilopix.diffusion.samplers import SamplingChanges
+    from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.sample_benchmark import run
 
     changes = SamplingChanges(sampler, steps, guidance)

@@ -135,3 +135,10 @@ def remove_folder(folder: Path) -> None:
     import shutil
 
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """Where kilopix keeps what can be made again: `KILOPIX_CACHE`, else `kilopix` in the user's cache."""
+    if given := os.environ.get("KILOPIX_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kilopix"

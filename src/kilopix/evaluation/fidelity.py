@@ -1,8 +1,9 @@
-"""How close two sets of features lie: Frechet and kernel distance, precision, recall, density, coverage.
+"""How close two sets of features lie: moments, Frechet distance, kernel distance.
 
 In: features of real and of generated images, one row an image. Out: numbers. All is computed in float64, on
 the features' own device where it has float64, and in blocks, so that memory does not grow with the square of
-the number of images. Features that are not finite, and sets that are too small, raise `UserError`.
+the number of images. Features that are not finite, and sets that are too small, raise `UserError`. Sets that
+do not fit in memory go through `streaming`.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from einops import reduce
 from jaxtyping import Float, Float64
 from torch import Tensor
 
@@ -34,7 +34,7 @@ class Moments:
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both sets together (Chan et al. 1979, eq. 2.1)."""
         if self.mean.shape != other.mean.shape:
-            raise UserError(_widths(len(self.mean), len(other.mean)))
+            raise UserError(different_widths(len(self.mean), len(other.mean)))
         count = self.count + other.count
         step = other.mean - self.mean
         outer = torch.outer(step, step) * (self.count * other.count / count)
@@ -44,7 +44,7 @@ class Moments:
 
 def moments(features: Float[Tensor, "N F"]) -> Moments:
     """The moments of one batch of features."""
-    x = _finite(features)
+    x = finite(features)
     if not len(x):
         raise UserError("there are no features to take moments of.")
     mean = x.mean(0)
@@ -58,13 +58,15 @@ def frechet_distance(real: Moments, fake: Moments) -> float:
     Dowson and Landau 1982, eq. 4; as FID, Heusel et al. 2017, eq. 6.
     """
     if real.mean.shape != fake.mean.shape:
-        raise UserError(_widths(len(real.mean), len(fake.mean)))
+        raise UserError(different_widths(len(real.mean), len(fake.mean)))
     if min(real.count, fake.count) < 2:
         raise UserError("a Frechet distance needs at least two images on either side.")
     covariances = [one.scatter / (one.count - 1) for one in (real, fake)]
-    # tr (A B)^(1/2) is the sum of the singular values of A^(1/2) B^(1/2), which loses no digits where A and B
-    # are singular, as they are with fewer images than features.
-    cross = torch.linalg.svdvals(_root(covariances[0]) @ _root(covariances[1])).sum()
+    # With A = C C^T and B = D D^T, tr (A B)^(1/2) is the sum of the singular values of C^T D, which loses no
+    # digits where A and B are singular, as they are with fewer images than features.
+    ranks = [min(one.count - 1, len(one.mean)) for one in (real, fake)]
+    roots = [_root(covariance, rank) for covariance, rank in zip(covariances, ranks, strict=True)]
+    cross = torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
     spread = covariances[0].trace() + covariances[1].trace() - 2 * cross
     return max(0.0, float((real.mean - fake.mean).square().sum() + spread))
 
@@ -76,30 +78,6 @@ def kernel_distance(real: Float[Tensor, "N F"], fake: Float[Tensor, "M F"]) -> f
     """
     real, fake = _pair(real, fake, 2)
     return float(_discrepancies(real, fake, _ones(1, real), _ones(1, fake))[0])
-
-
-def kernel_distance_subsets(
-    real: Float[Tensor, "N F"],
-    fake: Float[Tensor, "M F"],
-    subsets: int = 100,
-    size: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Mean and standard deviation of the kernel distance over random subsets, as KID is mostly reported.
-
-    A subset holds `size` images of either set, or all of the smaller set where it has fewer.
-    """
-    real, fake = _pair(real, fake, 2)
-    size = min(size, len(real), len(fake))
-    rng = np.random.default_rng(seed)
-    chosen = []
-    for features in (real, fake):
-        mask = np.zeros((subsets, len(features)))
-        for row in mask:
-            row[rng.choice(len(features), size, replace=False)] = 1
-        chosen.append(torch.from_numpy(mask).to(features.device))
-    values = _discrepancies(real, fake, *chosen)
-    return float(values.mean()), float(values.std(correction=0))
 
 
 def kernel_distance_interval(
@@ -123,55 +101,6 @@ def kernel_distance_interval(
         weights.append(torch.cat([_ones(1, features), torch.from_numpy(drawn).to(features.device)]))
     values = _discrepancies(real, fake, *weights).cpu().numpy()
     return percentile_interval(float(values[0]), values[1:], level)
-
-
-@dataclass(frozen=True)
-class Neighbours:
-    """Shares by nearest neighbours; density may be above 1."""
-
-    precision: float
-    recall: float
-    density: float
-    coverage: float
-
-
-def neighbours(real: Float[Tensor, "N F"], fake: Float[Tensor, "M F"], k: int = 5) -> Neighbours:
-    """Precision, recall, density and coverage within the distance to the k-th nearest neighbour.
-
-    Kynkaanniemi et al. 2019, eq. 2; Naeem et al. 2020, section 3.
-    """
-    real, fake = _pair(real, fake, k + 1)
-    centre = real.mean(0)  # distances lose fewer digits near the origin
-    real, fake = real - centre, fake - centre
-    real_radius, fake_radius = _radii(real, k), _radii(fake, k)
-    inside = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)  # balls of real images around it
-    recalled = covered = 0
-    for rows in _blocks(len(real), len(fake)):
-        distance = _squared_distances(real[rows], fake)
-        ball = real_radius[rows, None]
-        inside += reduce(distance < ball, "n m -> m", "sum")
-        recalled += int((distance < fake_radius).any(1).sum())
-        covered += int((distance < ball).any(1).sum())
-    return Neighbours(
-        precision=float((inside > 0).double().mean()),
-        recall=recalled / len(real),
-        density=float(inside.double().mean()) / k,
-        coverage=covered / len(real),
-    )
-
-
-def _radii(x: Tensor, k: int) -> Tensor:
-    """Squared distance of every row to its k-th nearest other row."""
-    # The row itself is the first nearest of k + 1.
-    blocks = [
-        _squared_distances(x[rows], x).kthvalue(k + 1, dim=1).values for rows in _blocks(len(x), len(x))
-    ]
-    return torch.cat(blocks)
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    squares = torch.addmm(b.square().sum(1)[None, :], a, b.T, alpha=-2)
-    return squares.add_(a.square().sum(1)[:, None]).clamp_(min=0)
 
 
 def _discrepancies(real: Tensor, fake: Tensor, real_weights: Tensor, fake_weights: Tensor) -> Tensor:
@@ -203,9 +132,23 @@ def _blocks(rows: int, columns: int) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, rows, step))
 
 
-def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+def _root(covariance: Tensor, rank: int) -> Tensor:
+    """A matrix C of at most `rank` columns with C C^T the covariance."""
+    if rank == len(covariance):
+        values, vectors = torch.linalg.eigh(covariance)
+        return vectors * values.clamp(min=0).sqrt()
+    # Cholesky with pivots (Higham 2002, section 10.3): far less work than eigenvalues where the rank is low.
+    columns = covariance.new_zeros(len(covariance), rank)
+    left = covariance.diagonal().clone()
+    smallest = left.max() * len(left) * torch.finfo(left.dtype).eps
+    for i in range(rank):
+        pivot = int(left.argmax())
+        if left[pivot] <= smallest:
+            break
+        column = covariance[:, pivot] - columns[:, :i] @ columns[pivot, :i]
+        columns[:, i] = column / left[pivot].sqrt()
+        left = (left - columns[:, i].square()).clamp(min=0)
+    return columns
 
 
 def _ones(rows: int, like: Tensor) -> Tensor:
@@ -214,13 +157,14 @@ def _ones(rows: int, like: Tensor) -> Tensor:
 
 def _pair(real: Tensor, fake: Tensor, least: int) -> tuple[Tensor, Tensor]:
     if real.shape[1] != fake.shape[1]:
-        raise UserError(_widths(real.shape[1], fake.shape[1]))
+        raise UserError(different_widths(real.shape[1], fake.shape[1]))
     if min(len(real), len(fake)) < least:
         raise UserError(f"this needs at least {least} images a side (got {len(real)} and {len(fake)}).")
-    return _finite(real), _finite(fake)
+    return finite(real), finite(fake)
 
 
-def _finite(features: Tensor) -> Tensor:
+def finite(features: Float[Tensor, "N F"]) -> Float64[Tensor, "N F"]:
+    """The features in float64; raises `UserError` where any is not finite."""
     if features.device.type == "mps":  # it has no float64
         features = features.cpu()
     x = features.double()
@@ -230,5 +174,6 @@ def _finite(features: Tensor) -> Tensor:
     return x
 
 
-def _widths(a: int, b: int) -> str:
+def different_widths(a: int, b: int) -> str:
+    """What to say of features that do not compare."""
     return f"features of width {a} and {b} do not compare: take both from one network."

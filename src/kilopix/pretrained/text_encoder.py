@@ -14,7 +14,14 @@ from torch import Tensor
 
 from kilopix.config import Config
 from kilopix.pretrained.memory import in_halves
-from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
+from kilopix.pretrained.weights import (
+    DtypeName,
+    find_model,
+    quiet_transformers,
+    read_tokenizer,
+    torch_dtype,
+    weights_digest,
+)
 from kilopix.types import TextStates, UserError
 
 _WEIGHTS = "model"
@@ -101,7 +108,7 @@ class _HubTextEncoder:
         self._folder = folder
         self._device = device
         self._model = model.to(device).eval().requires_grad_(False)
-        self._tokenizer = _read_tokenizer(folder)
+        self._tokenizer = read_tokenizer(folder)
         self._tokenizer.padding_side = "right"
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
@@ -130,18 +137,6 @@ class _HubTextEncoder:
         # Outside of inference mode, so that autograd accepts the result as an input.
         mask = mask.bool()
         return TextStates(states.float().masked_fill(~mask[..., None], 0.0), mask)
-
-
-def _read_tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    # Without either, transformers makes up a tokenizer that knows no word.
-    if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):
-        raise UserError(f"{folder}: holds neither tokenizer.json nor spiece.model; put the tokenizer there.")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def load_text_encoder(config: TextEncoderConfig, device: str = "cpu") -> TextEncoder:

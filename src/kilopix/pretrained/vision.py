@@ -3,6 +3,8 @@
 In: pictures as 8-bit RGB. Out: one feature vector each.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,6 +43,13 @@ class FeatureExtractor(Protocol):
     def features(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         """Features of any number of pictures, in float32 on the extractor's device."""
         ...
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Compute without gradients and with float32's own precision, since TF32 changes FID's third digit."""
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
 
 
 class _EfficientNetLite0:

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from kilopix.runtime import read_json, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
@@ -97,6 +98,32 @@ def file_digest(path: Path) -> str:
     if blob.parent.name == "blobs" and len(blob.name) == 64:
         return blob.name[:_DIGEST_LENGTH]
     return sha256_of_file(path)[:_DIGEST_LENGTH]
+
+
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one safetensors file; a missing or damaged one is a `UserError` that names it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such file of weights.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: not a whole safetensors file ({error}).") from None
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model's folder; raises `UserError` if it holds none."""
+    from transformers import AutoTokenizer
+
+    # Without either, transformers makes up a tokenizer that knows no word.
+    if not any((folder / file).is_file() for file in ("tokenizer.json", "spiece.model")):
+        raise UserError(f"{folder}: holds neither tokenizer.json nor spiece.model; put the tokenizer there.")
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from None
 
 
 @contextmanager

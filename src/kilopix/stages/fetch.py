@@ -73,6 +73,7 @@ def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Sc
     if len(images) != 1:
         raise UserError(f"data set {name!r}: has {len(images)} columns of images, and one is needed.")
     stream = stream.cast_column(images[0], Image(decode=False))
+    assert stream.features is not None
     return stream, stream.features.arrow_schema, images[0]
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 from kilopix.data.lines import read_lines
 from kilopix.data.parts import check_same_job
 from kilopix.data.pictures import save_png
-from kilopix.diffusion.samplers import UNCHANGED, SamplingChanges
+from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.evaluation.dpg_questions import read_questions
 from kilopix.evaluation.geneval import prompts_to_text
 from kilopix.evaluation.geneval_folder import metadata_path, metadata_text, sample_path

@@ -1,0 +1,63 @@
+"""Scores while training goes on: a checkpoint's averaged weights to pictures to a card.
+
+In: `average.safetensors` of a checkpoint, and the manifest of held-out pictures. Out: a folder with pictures
+and their scores. It reads files alone, so that training can call it between two steps, or another process
+that watches the checkpoints; a call that was stopped goes on.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from kilopix.data.manifest import read_manifest
+from kilopix.data.parts import check_same_job
+from kilopix.data.picture_sets import SAMPLES
+from kilopix.data.pictures import save_png
+from kilopix.evaluation.protocol import Card
+from kilopix.generator import Generator
+from kilopix.runtime import progress_bar, read_json, write_json
+from kilopix.stages.fidelity import run
+
+SAMPLED_AT_ONCE = 32
+
+
+def score_average(
+    average: Path,
+    held_out: Path,
+    out: Path,
+    count: int = 1000,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    only: Sequence[str] = (),
+    cache: Path | None = None,
+    device: str = "auto",
+) -> Card:
+    """Make `count` pictures of held-out captions with averaged weights, and score them.
+
+    Picture i has the seed `seed` + i; the captions are spread evenly over the manifest.
+    """
+    generator = Generator.from_pretrained(average, device)
+    rows = read_manifest(held_out).rows
+    chosen = [rows[i * len(rows) // count] for i in range(count)] if count < len(rows) else rows
+    folder = out / "pictures"
+    jobs = [(f"{i:05d}.png", row.caption, seed + i) for i, row in enumerate(chosen)]
+    sampling = generator.recipe.sampling
+    made = {
+        "weights": str(average),
+        "weights_sha256": generator.fingerprint,
+        "sampling": sampling.model_dump(mode="json"),
+        "images": [{"file": file, "prompt": prompt, "seed": number} for file, prompt, number in jobs],
+    }
+    if (folder / SAMPLES).exists():
+        check_same_job(read_json(folder / SAMPLES), made, folder)
+    else:
+        write_json(folder / SAMPLES, made)
+    missing = [job for job in jobs if not (folder / job[0]).exists()]
+    with progress_bar() as bar:
+        task = bar.add_task("sample", total=len(jobs), completed=len(jobs) - len(missing), note="")
+        for start in range(0, len(missing), SAMPLED_AT_ONCE):
+            batch = missing[start : start + SAMPLED_AT_ONCE]
+            images = generator.generate([job[1:] for job in batch], sampling, SAMPLED_AT_ONCE)
+            for (file, _, _), image in zip(batch, images, strict=True):
+                save_png(image, folder / file)
+            bar.advance(task, len(batch))
+    return run(folder, held_out, out / "scores", overrides, only, cache=cache, device=device)

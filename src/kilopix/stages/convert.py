@@ -1,0 +1,63 @@
+"""Published weights to safetensors: FID's Inception-v3 and LAION's aesthetic heads.
+
+In: a .pth file as published. Out: a safetensors file of the same tensors, the source's hash in its header.
+The pickle is read by PyTorch's restricted loader, which builds tensors and runs no code.
+"""
+
+import pickle
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kilopix.pretrained.aesthetic import load_aesthetic
+from kilopix.pretrained.inception import PUBLISHED, check_inception
+from kilopix.runtime import atomic_path, cache_folder, say, sha256_of_file
+from kilopix.types import UserError
+
+Kind = Literal["inception", "aesthetic"]
+
+
+def run(kind: Kind, source: Path, out: Path | None = None) -> Path:
+    """Convert a file; without `out` it goes where `kilopix fidelity` looks for it."""
+    out = out or cache_folder() / "weights" / f"{kind}.safetensors"
+    tensors = _read(source)
+    sha256 = sha256_of_file(source)
+    if kind == "inception":
+        check_inception(tensors, source)
+    _write(tensors, out, sha256)
+    if kind == "aesthetic":
+        try:
+            load_aesthetic(out)
+        except UserError:
+            out.unlink()
+            raise
+    if kind == "inception" and not sha256.startswith(PUBLISHED):
+        say(
+            f"{source}: these are not the published weights, whose SHA-256 begins with {PUBLISHED}; "
+            "FID with them compares with no one else's."
+        )
+    say(f"{out}: {len(tensors)} tensors of {kind}.")
+    return out
+
+
+def _read(source: Path) -> dict[str, Tensor]:
+    if not source.is_file():
+        raise UserError(f"{source}: no such file.")
+    try:
+        loaded = torch.load(source, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise UserError(
+            f"{source}: not weights that can be read safely ({str(error).splitlines()[0]})."
+        ) from None
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UserError(f"{source}: not a plain dictionary of tensors.")
+    return {name: value.contiguous() for name, value in loaded.items()}
+
+
+def _write(tensors: dict[str, Tensor], out: Path, sha256: str) -> None:
+    from safetensors.torch import save_file
+
+    with atomic_path(out) as temporary:
+        save_file(tensors, temporary, {"format": "pt", "source_sha256": sha256})
