@@ -291,3 +291,53 @@ def test_prompts_come_from_arguments_file_or_standard_input(
     assert "not empty" in refused.err
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "no prompts" in cli("sample", tiny_demo / "run", "-o", tmp_path / "none").err
+
+
+TINY_CAD = [
+    "model.kind=rin",
+    "model.latents=8",
+    "model.latent_width=32",
+    "model.token_width=32",
+    "model.blocks=2",
+    "model.layers=1",
+    "model.patch=1",
+    "model.read_write_heads=2",
+    "model.compute_heads=2",
+    "model.text_heads=2",
+    "model.registers=2",
+]
+
+
+def test_cad_i_trains_goes_on_and_makes_pictures(tiny_demo: Path, tmp_path: Path, cli: Cli):
+    """The other network, on another path, through the same commands; two settings give two pictures."""
+    common = [*(key for key in TINY if not key.startswith("model.")), *TINY_CAD]
+    objective = ["objective.path.kind=gamma", "objective.prediction=noise"]
+    run = str(tmp_path / "run")
+    shards = str(tiny_demo / "shards")
+    done = cli("train", shards, run, *common, *objective)
+    assert done.code == 0, done.err
+    done = cli("train", shards, run, *common, *objective, "--dry-run")
+    assert "billion a picture" in done.out
+    pictures = []
+    for name, options in {
+        "plain": [],
+        "preset": ["--preset", "published", "--steps", "4"],
+        "negative": ["--negative-prompt", "a photo of a red car", "--sampler", "dpmpp_2m_sde"],
+    }.items():
+        out = tmp_path / name
+        done = cli("sample", run, "a photo of a fox", "--out", str(out), "--steps", "2", *options)
+        assert done.code == 0, done.err
+        pictures.append((out / "00000.png").read_bytes())
+        made = json.loads((out / "samples.json").read_text())
+        assert made["sampling"]["steps"] == (4 if name == "preset" else 2)
+    assert len(set(pictures)) == 3
+
+
+def test_a_stochastic_sampler_gives_the_same_picture_in_any_batch(tiny_demo: Path):
+    generator = Generator.from_pretrained(tiny_demo / "run")
+    sampling = generator.recipe.sampling.model_copy(update={"sampler": "ddpm", "steps": 3})
+    jobs = [("a photo of a fox", 1), ("a photo of a car", 2), ("a photo of a fox", 3)]
+    together = generator.generate(jobs, sampling)
+    alone = [generator.generate([job], sampling)[0] for job in jobs]
+    for a, b in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kilopix.errors import UserError
-from kilopix.models.dit import DiT
+from kilopix.network import build_network
 from kilopix.recipe import Recipe, load_recipe, recipe_folders, recipe_names
 
 RECIPES = sorted(f for folder in recipe_folders() for f in folder.glob("*.toml"))
@@ -20,7 +20,7 @@ def test_every_recipe_validates_and_builds(path: Path):
     recipe = load_recipe(str(path))
     assert load_recipe(path.stem) == recipe
     with torch.device("meta"):
-        network = DiT(recipe.model, channels=4, text_width=32)
+        network = build_network(recipe, channels=4, text_width=32)
     assert sum(p.numel() for p in network.parameters()) > 1000
 
 

@@ -45,7 +45,15 @@ Guidance = Annotated[
     float | None, typer.Option(min=0, help="Guidance scale, 1 is off; the recipe's if not given.")
 ]
 SamplerName = Annotated[
-    Literal["euler", "heun"] | None, typer.Option(help="Sampler; the recipe's if not given.")
+    Literal["euler", "ddim", "heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"] | None,
+    typer.Option(help="Sampler; the recipe's if not given."),
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What guidance leads away from; the empty text if not given.")
+]
+Preset = Annotated[
+    Literal["recommended", "published"] | None,
+    typer.Option(help="Sampling settings to start from in place of the recipe's: docs/sampling.md."),
 ]
 
 
@@ -263,6 +271,8 @@ def sample(
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: SamplerName = None,
+    negative_prompt: NegativePrompt = None,
+    preset: Preset = None,
     device: Device = "auto",
 ) -> None:
     """Make pictures from prompts: PNG files and one grid."""
@@ -276,7 +286,8 @@ def sample(
         raise UserError("no prompts: give them as arguments, with --file, or on standard input.")
     if not texts:
         texts = read_prompts(None, sys.stdin.read())
-    run(model, texts, out, num_images, seed, SamplingChanges(sampler, steps, guidance), device)
+    changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
+    run(model, texts, out, num_images, seed, changes, device)
 
 
 @app.command(epilog=_example("kilopix evaluate run val.parquet --out scores"))
@@ -296,13 +307,16 @@ def evaluate(
     steps: Steps = None,
     guidance: Guidance = None,
     sampler: SamplerName = None,
+    negative_prompt: NegativePrompt = None,
+    preset: Preset = None,
     device: Device = "auto",
 ) -> None:
     """Score a model of the embedded world on six tasks and by KID, with the protocol of every score."""
     from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.evaluate import run
 
-    run(model, held_out, out, seed, SamplingChanges(sampler, steps, guidance), overrides or [], device)
+    changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
+    run(model, held_out, out, seed, changes, overrides or [], device)
 
 
 app.add_typer(evaluation_commands)

@@ -52,14 +52,21 @@ def sample_benchmark(
     seed: Annotated[int, typer.Option(help="Seed of a prompt's first picture.")] = 0,
     steps: Annotated[int | None, typer.Option(min=1, max=1000, help="Sampling steps.")] = None,
     guidance: Annotated[float | None, typer.Option(min=0, help="Guidance scale, 1 is off.")] = None,
-    sampler: Annotated[Literal["euler", "heun"] | None, typer.Option(help="Sampler.")] = None,
+    sampler: Annotated[
+        Literal["euler", "ddim", "heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"] | None,
+        typer.Option(help="Sampler."),
+    ] = None,
+    preset: Annotated[
+        Literal["recommended", "published"] | None,
+        typer.Option(help="Sampling settings to start from in place of the recipe's."),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
 ) -> None:
     """Make a model's pictures for the prompts of GenEval or DPG-Bench."""
     from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.sample_benchmark import run
 
-    changes = SamplingChanges(sampler, steps, guidance)
+    changes = SamplingChanges(sampler, steps, guidance, preset=preset)
     run(benchmark, model, out, num_images, seed, changes, lengthened, questions, device)
 
 
