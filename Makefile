@@ -31,6 +31,10 @@ fix: $(READY)  ## Format, and mend what can be mended by itself.
 
 bench: $(READY)  ## Measure speed, as ratios within one run.
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/cad_i.py
+	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/evaluators.py
+	$(BIN)/python benchmarks/fidelity.py
 
 clean:  ## Delete the environment and the demo.
 	rm -rf .venv demo

@@ -40,7 +40,8 @@ def matrix_product() -> float:
 def training_step(rate: float) -> None:
     """The demo's training step (forward and backward) against its own FLOPs at the product's rate."""
     recipe = load_recipe("mini")
-    config: DiTConfig = recipe.model
+    config = recipe.model
+    assert isinstance(config, DiTConfig)
     side, channels = recipe.data.image_size // recipe.downsampling, 16
     network = DiT(config, channels, 384)
     batch, tokens = recipe.training.batch_size, 64
