@@ -47,7 +47,7 @@ def test_a_server_that_fails_in_the_middle(tmp_path: Path, cli: Cli):
         command += ["--prompts", tmp_path / "prompts.txt"]
         outcome = cli(*command)
         assert outcome.code == 2
-        assert "refused with 400: out of credit" in outcome.err
+        assert "answer 400 (out of credit)" in outcome.err
         assert limit < len(requests) <= 48
         asked, limit = len(requests), 10_000
         assert cli(*command).code == 0

@@ -30,7 +30,7 @@ MadeBy = Annotated[
 AllowDoubled = Annotated[bool, typer.Option(help="Score pictures that are the same, byte for byte.")]
 Server = Annotated[
     str | None,
-    typer.Option(help="Address of an OpenAI-compatible server; its key is read from KILOPIX_API_KEY."),
+    typer.Option(help="Address of an OpenAI-compatible server; its key is read from OPENAI_API_KEY."),
 ]
 Out = typer.Option("--out", "-o", help="Folder to write into.")
 

@@ -6,25 +6,22 @@ read from the environment and never written anywhere.
 
 import base64
 import io
-import json
 import os
 import random
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from typing import Any, TypeVar
 
 from PIL import Image
 
+from kilopix.pretrained.chat_client import ChatClient, RequestFailed
 from kilopix.types import UserError
 
-KEY = "KILOPIX_API_KEY"
+KEY = "OPENAI_API_KEY"
 _TOP = 20  # most likely first tokens that are asked for
-_WAIT_AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_LONGEST_WAIT = 600.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -88,39 +85,21 @@ class ChatServer:
                 pool.shutdown(cancel_futures=True)
 
     def _post(self, body: dict[str, Any]) -> Any:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
-        address = self.url.rstrip("/") + "/chat/completions"
-        try:
-            request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        except ValueError:
-            raise UserError(f"{self.url}: no address of a server; write it as http://host:port/v1.") from None
+        client = ChatClient(self.url, os.environ.get(KEY, ""), self.timeout)
         why = ""
         for attempt in range(self.tries):
-            wait = self.first_wait * 2**attempt * random.uniform(0.5, 1.0)
             try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.loads(response.read())
-            except urllib.error.HTTPError as error:
-                told = error.read(300).decode(errors="replace").strip()
-                if error.code not in _WAIT_AGAIN:
-                    hint = f" Set {KEY} to its key." if error.code in (401, 403) else ""
-                    raise UserError(f"{address}: refused with {error.code}: {told}.{hint}") from None
-                why = f"{error.code} {told}"
-                wait = _seconds(error.headers.get("Retry-After")) or wait
-            except (OSError, HTTPException, json.JSONDecodeError) as error:
-                why = str(error) or type(error).__name__
+                return client.post("chat/completions", body)
+            except RequestFailed as error:
+                why = str(error)
+                if not error.again:
+                    raise UserError(f"server {self.url}: {why}.") from None
+                wait = error.retry_after or self.first_wait * 2**attempt * random.uniform(0.5, 1.0)
             if attempt + 1 < self.tries:
-                time.sleep(wait)
+                time.sleep(min(wait, _LONGEST_WAIT))
         raise UserError(
-            f"{address}: failed {self.tries} times, at last with: {why}. The same command goes on."
+            f"server {self.url}: failed {self.tries} times, at last with: {why}. The same command goes on."
         )
-
-
-def _seconds(text: str | None) -> float | None:
-    """The seconds that a Retry-After header names, at most ten minutes."""
-    return min(float(text), 600.0) if text and text.isdecimal() else None
 
 
 def with_picture(image: Image.Image, text: str) -> list[dict[str, Any]]:
