@@ -1,4 +1,4 @@
-"""The commands that score any model's pictures with GenEval and DPG-Bench; `kilopix.cli` takes them in."""
+"""The commands that score any model's pictures, and compare scores; `kilopix.cli` takes them in."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +31,12 @@ AllowDoubled = Annotated[bool, typer.Option(help="Score pictures that are the sa
 Server = Annotated[
     str | None,
     typer.Option(help="Address of an OpenAI-compatible server; its key is read from OPENAI_API_KEY."),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Processes on this machine, or actors on a Ray cluster (RAY_ADDRESS)."),
 ]
 Out = typer.Option("--out", "-o", help="Folder to write into.")
 
@@ -177,3 +183,71 @@ def dpg(
         vqa = ServedVqaConfig(name=model, url=server) if server else VlmConfig(name=model)
     asked = layout, per_prompt, size, made_by, allow_doubled
     run(images, questions, out, vqa, *asked, device or ["auto"])
+
+
+@app.command(epilog=_example("kilopix fidelity pictures world/val --out fidelity"))
+def fidelity(
+    images: Annotated[
+        Path, typer.Argument(help="Pictures to score: a folder made by any model, or a manifest.")
+    ],
+    reference: Annotated[Path, typer.Argument(help="Real pictures: a folder or a manifest.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings, as weights.inception=inception.safetensors neighbours=5.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("fidelity"),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="inception, dinov2, clip, efficientnet-lite0, clipscore, aesthetic or pickscore; once "
+            "for each. All that the weights allow if not given.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help='JSON lines {"file": ..., "prompt": ...}, if the folder has none.')
+    ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Where features of real pictures are kept; the user's cache if not given."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; all cores, or one on a GPU, if not given.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Score pictures by FID, KID, precision, recall, density, coverage, CLIPScore and preference."""
+    from kilopix.stages.fidelity import run
+
+    run(images, reference, out, overrides or [], only or [], prompts, cache, workers, device)
+
+
+@app.command(epilog=_example("kilopix compare scores_a scores_b --out comparison"))
+def compare(
+    cards: Annotated[list[Path], typer.Argument(help="Folders of scores, or cards; the first leads.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("comparison"),
+    allow_unlike: Annotated[
+        bool, typer.Option("--allow-unlike", help="One table in spite of unlike protocols, which it marks.")
+    ] = False,
+    published: Annotated[bool, typer.Option(help="Add published numbers of other models.")] = True,
+) -> None:
+    """Put scores of several models into one table, test their differences, add published numbers."""
+    from kilopix.stages.compare import run
+
+    run(cards, out, allow_unlike, published)
+
+
+@app.command(epilog=_example("kilopix convert inception pt_inception-2015-12-05-6726825d.pth"))
+def convert(
+    kind: Annotated[Literal["inception", "aesthetic"], typer.Argument(help="Whose weights.")],
+    source: Annotated[Path, typer.Argument(metavar="FILE", help="The published .pth file.")],
+    out: Annotated[
+        Path | None, typer.Argument(help="File to write; where `kilopix fidelity` looks if not given.")
+    ] = None,
+) -> None:
+    """Turn published weights from a pickle into safetensors, without running code that is in them."""
+    from kilopix.stages.convert import run
+
+    run(kind, source, out)

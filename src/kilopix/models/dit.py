@@ -70,7 +70,7 @@ DIT_SIZES = {
     "B": DiTConfig(width=768, depth=12, heads=12, patch=2, text_layers=2),
     "L": DiTConfig(width=1024, depth=21, heads=16, patch=2, text_layers=2),
 }
-"""For latents of 32 positions a side; L has 386M parameters over Flan-T5-XL, as many as the paper's."""
+"""For latents of 32 positions a side; L has 390M parameters over Flan-T5-XL."""
 
 
 @dataclass(frozen=True)

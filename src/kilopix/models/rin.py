@@ -197,14 +197,14 @@ class RIN(nn.Module):
         context: RINContext,
         keep: Bool[Tensor, " B"],
     ) -> Float[Tensor, "B C H W"]:
-        """Prediction from the latents of a first pass where `keep` is true, from none elsewhere.
+        """Prediction from the latents of a first pass where `keep` (on the CPU) is true, from none elsewhere.
 
         The first pass builds no graph, runs for the samples that keep it, and writes no picture (RIN,
         section 3.3). Gradients are those of the second pass alone, however many batches are accumulated.
         """
         previous = None
         if bool(keep.any()):
-            kept = slice(None) if bool(keep.all()) else keep.nonzero().squeeze(1)
+            kept = slice(None) if bool(keep.all()) else keep.nonzero().squeeze(1).to(x.device)
             with torch.no_grad():
                 seen = self._read(x[kept], gamma[kept], context.rows(kept), None, write_last=False)[1]
             previous = seen if isinstance(kept, slice) else _scatter(seen, kept, len(x))

@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from kilopix.config import Config
-from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
 from kilopix.runtime import seed_from
 from kilopix.types import UserError
 
@@ -68,7 +68,7 @@ class HubCaptionerConfig(Config):
     max_tokens: int = Field(default=200, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     batch_size: int = Field(default=16, ge=1)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
 
 
 class ServerCaptionerConfig(Config):
@@ -189,8 +189,7 @@ def _read_processor(folder: Path) -> Any:
 def _read_model(folder: Path, config: HubCaptionerConfig, device: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
-    automatic = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    dtype = {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = torch_dtype(config.dtype, device)
     try:
         with quiet_transformers():
             model: Any = AutoModelForImageTextToText.from_pretrained(

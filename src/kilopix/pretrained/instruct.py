@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kilopix.config import Config
 from kilopix.pretrained.chat_server import ChatServer
-from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
 from kilopix.types import UserError
 
 _WEIGHTS = "model"
@@ -24,7 +24,7 @@ class LocalInstructConfig(Config):
     kind: Literal["local"] = "local"
     name: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
     max_tokens: int = Field(default=200, ge=1)
 
 
@@ -132,8 +132,7 @@ def load_instruct(config: InstructConfig, device: str = "cpu") -> InstructModel:
         return _Served(config)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    automatic = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    dtype = {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = torch_dtype(config.dtype, device)
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

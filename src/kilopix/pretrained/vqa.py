@@ -16,7 +16,7 @@ from pydantic import Field
 
 from kilopix.config import Config
 from kilopix.pretrained.chat_server import ChatServer, with_picture
-from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
 from kilopix.types import UserError
 
 _WEIGHTS = "model"
@@ -34,7 +34,7 @@ class VlmConfig(Config):
     kind: Literal["vlm"] = "vlm"
     name: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: DtypeName = "auto"
     batch: int = Field(default=16, ge=1)
 
 
@@ -221,8 +221,7 @@ def load_vqa(config: VqaConfig, device: str = "cpu") -> VisualQA:
 def _load_vlm(config: VlmConfig, device: str) -> VisualQA:
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    automatic = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    dtype = {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype]
+    dtype = torch_dtype(config.dtype, device)
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)

@@ -197,7 +197,7 @@ def _step(
     windows, t = batch.window.to(device), decisions.t.to(device)
 
     context = encode_text(state.network, text, (~decisions.drop_text).float().to(device))
-    seen_again = decisions.self_condition.to(device)
+    seen_again = decisions.self_condition  # stays on the CPU: to look at it elsewhere would be to wait
     predict = training_predictor(state.network, objective.path, context, windows, seen_again, generator)
     losses = loss_per_sample(objective, predict, latents, noise, t)
     loss = losses.mean()
