@@ -128,7 +128,7 @@ def sample_steps(net: RIN, fast: bool, steps: int = 10) -> Tensor:
     x = x[:1]
     memory, context = None, net.encode_text(text) if fast else None
     for i in range(steps):
-        gamma = torch.tensor(1 - i / steps - 1e-3)
+        gamma, after = torch.tensor(i / steps + 1e-3), torch.tensor((i + 1) / steps)
         size = 1 if i == 0 else 2
         if fast:
             assert context is not None
@@ -140,8 +140,6 @@ def sample_steps(net: RIN, fast: bool, steps: int = 10) -> Tensor:
         eps, memory = net(x.expand(size, -1, -1, -1), gamma.expand(size), here, memory)
         eps = eps[:1] if size == 1 else torch.lerp(eps[1:], eps[:1], 3.0)
         data = (x - (1 - gamma).sqrt() * eps) / gamma.sqrt()
-        after = gamma - 1 / steps + 2e-3 if i < steps - 1 else torch.tensor(1.0)
-        after = after.clamp(0, 1)
         x = after.sqrt() * data + (1 - after).sqrt() * (x - gamma.sqrt() * data) / (1 - gamma).sqrt()
     return x
 
