@@ -1,10 +1,11 @@
-"""The commands that score any model's pictures, and compare scores; `kilopix.cli` takes them in."""
+"""The commands that score a model or any model's pictures, and compare scores."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from kilopix.cli.options import Device, Guidance, NegativePrompt, Preset, SamplerName, Seed, Steps, example
 from kilopix.errors import UserError
 
 app = typer.Typer()
@@ -32,20 +33,10 @@ Server = Annotated[
     str | None,
     typer.Option(help="Address of an OpenAI-compatible server; its key is read from OPENAI_API_KEY."),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
-EngineName = Annotated[
-    Literal["local", "ray"],
-    typer.Option(help="Processes on this machine, or actors on a Ray cluster (RAY_ADDRESS)."),
-]
 Out = typer.Option("--out", "-o", help="Folder to write into.")
 
 
-def _example(text: str) -> str:
-    return f"Example:  [bold]{text}[/bold]"
-
-
-@app.command("sample-benchmark", epilog=_example("kilopix sample-benchmark geneval run pictures"))
+@app.command("sample-benchmark", epilog=example("kilopix sample-benchmark geneval run pictures"))
 def sample_benchmark(
     benchmark: Annotated[Literal["geneval", "dpg"], typer.Argument(help="Whose prompts.")],
     model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
@@ -76,7 +67,7 @@ def sample_benchmark(
     run(benchmark, model, out, num_images, seed, changes, lengthened, questions, device)
 
 
-@app.command(epilog=_example("kilopix geneval pictures --out geneval"))
+@app.command(epilog=example("kilopix geneval pictures --out geneval"))
 def geneval(
     images: Images,
     options: Annotated[
@@ -115,7 +106,7 @@ def geneval(
     run(images, out, *asked, device or ["auto"])
 
 
-@app.command(epilog=_example("kilopix lengthen longer.jsonl --model Qwen/Qwen3-8B"))
+@app.command(epilog=example("kilopix lengthen longer.jsonl --model Qwen/Qwen3-8B"))
 def lengthen(
     out: Annotated[Path, typer.Argument(help="File to write (.jsonl).")],
     model: Annotated[str, typer.Option(help="Name or folder of an instruct model, or its name at a server.")],
@@ -135,7 +126,7 @@ def lengthen(
     run(out, served or local, prompts, device or ["auto"])
 
 
-@app.command("fetch-dpg", epilog=_example("kilopix fetch-dpg dpg_bench.csv"))
+@app.command("fetch-dpg", epilog=example("kilopix fetch-dpg dpg_bench.csv"))
 def fetch_dpg(
     out: Annotated[Path, typer.Argument(help="File to write (.csv).")],
     url: Annotated[str | None, typer.Option(help="Another address than the official one.")] = None,
@@ -148,7 +139,7 @@ def fetch_dpg(
 
 
 @app.command(
-    epilog=_example("kilopix dpg pictures --questions dpg_bench.csv --model llava-hf/llava-1.5-7b-hf")
+    epilog=example("kilopix dpg pictures --questions dpg_bench.csv --model llava-hf/llava-1.5-7b-hf")
 )
 def dpg(
     images: Images,
@@ -185,7 +176,7 @@ def dpg(
     run(images, questions, out, vqa, *asked, device or ["auto"])
 
 
-@app.command(epilog=_example("kilopix fidelity pictures world/val --out fidelity"))
+@app.command(epilog=example("kilopix fidelity pictures world/val --out fidelity"))
 def fidelity(
     images: Annotated[
         Path, typer.Argument(help="Pictures to score: a folder made by any model, or a manifest.")
@@ -224,7 +215,7 @@ def fidelity(
     run(images, reference, out, overrides or [], only or [], prompts, cache, workers, device)
 
 
-@app.command(epilog=_example("kilopix compare scores_a scores_b --out comparison"))
+@app.command(epilog=example("kilopix compare scores_a scores_b --out comparison"))
 def compare(
     cards: Annotated[list[Path], typer.Argument(help="Folders of scores, or cards; the first leads.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("comparison"),
@@ -239,7 +230,7 @@ def compare(
     run(cards, out, allow_unlike, published)
 
 
-@app.command(epilog=_example("kilopix convert inception pt_inception-2015-12-05-6726825d.pth"))
+@app.command(epilog=example("kilopix convert inception pt_inception-2015-12-05-6726825d.pth"))
 def convert(
     kind: Annotated[Literal["inception", "aesthetic"], typer.Argument(help="Whose weights.")],
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The published .pth file.")],
@@ -251,3 +242,32 @@ def convert(
     from kilopix.stages.convert import run
 
     run(kind, source, out)
+
+
+@app.command(epilog=example("kilopix evaluate run val.parquet --out scores"))
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
+    held_out: Annotated[
+        Path, typer.Argument(help="Manifest of held-out pictures (`kilopix caption world/val ...`).")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Settings of the evaluation, as evaluation.images_per_prompt=4.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("scores"),
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerName = None,
+    negative_prompt: NegativePrompt = None,
+    preset: Preset = None,
+    device: Device = "auto",
+) -> None:
+    """Score a model of the embedded world on six tasks and by KID, with the protocol of every score."""
+    from kilopix.diffusion.sampling import SamplingChanges
+    from kilopix.stages.evaluate import run
+
+    changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
+    run(model, held_out, out, seed, changes, overrides or [], device)

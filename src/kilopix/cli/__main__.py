@@ -1,0 +1,5 @@
+"""`python -m kilopix.cli`."""
+
+from kilopix.cli import main
+
+main()

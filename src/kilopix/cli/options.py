@@ -1,0 +1,42 @@
+"""Arguments and options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Recipe settings, as section.key=value.", show_default=False)
+]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name or path of a recipe (TOML).")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes; all cores if not given.")]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Processes on this machine, or actors on a Ray cluster (RAY_ADDRESS)."),
+]
+PartRows = Annotated[int, typer.Option(min=1, help="Pictures in a part: what an interruption loses at most.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
+ManifestPath = Annotated[Path, typer.Argument(help="Manifest (.parquet) that `kilopix caption` wrote.")]
+Steps = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Sampling steps; the recipe's if not given.")
+]
+Guidance = Annotated[
+    float | None, typer.Option(min=0, help="Guidance scale, 1 is off; the recipe's if not given.")
+]
+SamplerName = Annotated[
+    Literal["euler", "ddim", "heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"] | None,
+    typer.Option(help="Sampler; the recipe's if not given."),
+]
+NegativePrompt = Annotated[
+    str | None, typer.Option(help="What guidance leads away from; the empty text if not given.")
+]
+Preset = Annotated[
+    Literal["recommended", "published"] | None,
+    typer.Option(help="Sampling settings to start from in place of the recipe's: docs/sampling.md."),
+]
+
+
+def example(text: str) -> str:
+    """The example under a command's help."""
+    return f"Example:  [bold]{text}[/bold]"

@@ -1,0 +1,44 @@
+"""The commands that make pictures with a trained model."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kilopix.cli.options import Device, Guidance, NegativePrompt, Preset, SamplerName, Seed, Steps, example
+from kilopix.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command(epilog=example("kilopix sample run 'a photo of a fox' --out pictures"))
+def sample(
+    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Prompts; without them, one a line from standard input.")
+    ] = None,
+    file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("pictures"),
+    num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures per prompt.")] = 1,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerName = None,
+    negative_prompt: NegativePrompt = None,
+    preset: Preset = None,
+    device: Device = "auto",
+) -> None:
+    """Make pictures from prompts: PNG files and one grid."""
+    from kilopix.diffusion.sampling import SamplingChanges
+    from kilopix.stages.sample import read_prompts, run
+
+    texts = list(prompts or [])
+    if file is not None:
+        texts += read_prompts(file)
+    if not texts and sys.stdin.isatty():
+        raise UserError("no prompts: give them as arguments, with --file, or on standard input.")
+    if not texts:
+        texts = read_prompts(None, sys.stdin.read())
+    changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
+    run(model, texts, out, num_images, seed, changes, device)
