@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo test test-slow check fix bench clean
+.PHONY: help demo test test-slow check fix bench docs figures wheel clean
 
 help:  ## Show these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -36,8 +36,17 @@ bench: $(READY)  ## Measure speed, as ratios within one run.
 	$(BIN)/python benchmarks/evaluators.py
 	$(BIN)/python benchmarks/fidelity.py
 
-clean:  ## Delete the environment and the demo.
-	rm -rf .venv demo
+docs: $(READY)  ## Build the documentation as a site: open site/index.html.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean
+
+figures: $(READY)  ## Draw the figures of the documentation anew.
+	$(BIN)/python tools/figures.py
+
+wheel: $(READY)  ## Build the package into dist/.
+	$(BIN)/python -m hatchling build -d dist
+
+clean:  ## Delete the environment, and what was built.
+	rm -rf .venv demo dist site
 
 $(READY): pyproject.toml constraints.txt tools/install.sh
 	sh tools/install.sh "$(PYTHON)" .venv

@@ -177,7 +177,7 @@ def run_ray(job: Job, missing: Sequence[int], workers: int | None, done: Callabl
         import ray  # pyright: ignore[reportMissingImports]
         from ray.exceptions import RayActorError, RayTaskError  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise UserError("--engine ray: Ray is not installed; run `pip install kilopix[ray]`.") from None
+        raise UserError("--engine ray: Ray is not installed; run `pip install 'kilopix[cluster]'`.") from None
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)

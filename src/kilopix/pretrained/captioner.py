@@ -15,7 +15,14 @@ from PIL import Image
 from pydantic import Field
 
 from kilopix.config import Config
-from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
+from kilopix.pretrained.weights import (
+    DtypeName,
+    find_model,
+    quiet_transformers,
+    reason,
+    torch_dtype,
+    weights_digest,
+)
 from kilopix.runtime import seed_from
 from kilopix.types import UserError
 
@@ -174,7 +181,7 @@ def _read_processor(folder: Path) -> Any:
     try:
         processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{folder}: its processor cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder}: its processor cannot be read: {reason(error)}") from None
     if not hasattr(processor, "image_processor") or not getattr(processor, "chat_template", None):
         raise UserError(
             f"{folder}: has no processor for images with a chat template, so it cannot be asked "

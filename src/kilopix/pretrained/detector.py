@@ -181,7 +181,7 @@ def load_detector(config: DetectorConfig, names: Sequence[str], device: str = "c
     except ImportError as error:
         if "scipy" not in str(error).lower():
             raise
-        raise UserError("detector: scipy is missing; run `pip install 'kilopix[evaluation]'`.") from None
+        raise UserError("detector: scipy is missing; run `pip install 'kilopix[eval]'`.") from None
     return _Mask2Former(config, folder, model, names, device)
 
 

@@ -16,7 +16,14 @@ from pydantic import Field
 
 from kilopix.config import Config
 from kilopix.pretrained.chat_server import ChatServer, with_picture
-from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
+from kilopix.pretrained.weights import (
+    DtypeName,
+    find_model,
+    quiet_transformers,
+    reason,
+    torch_dtype,
+    weights_digest,
+)
 from kilopix.types import UserError
 
 _WEIGHTS = "model"
@@ -230,8 +237,7 @@ def _load_vlm(config: VlmConfig, device: str) -> VisualQA:
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype
             )
     except (OSError, ValueError, ImportError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: cannot be loaded as a vision-language model: {why}") from None
+        raise UserError(f"{folder}: cannot be loaded as a vision-language model: {reason(error)}") from None
     if not getattr(processor, "chat_template", None):
         raise UserError(f"{folder}: its processor has no chat template; choose a model for chats.")
     return _Vlm(config, folder, model, processor, device)

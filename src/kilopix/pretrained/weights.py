@@ -123,7 +123,13 @@ def read_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: its tokenizer cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{folder}: its tokenizer cannot be read: {reason(error)}") from None
+
+
+def reason(error: Exception) -> str:
+    """The first line of what transformers says, and what to install where a package is missing."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return f"{said}; run `pip install 'kilopix[captions]'`." if isinstance(error, ImportError) else f"{said}."
 
 
 @contextmanager
