@@ -31,7 +31,10 @@ COMMANDS = get_command(app)
 SHELL = ("sh", "bash")
 
 SMALLER = {
-    "mini": ["--images-per-class", "6", "--val-per-class", "4"],
+    "mini": ["--images-per-class", "6", "--val-per-class", "4", "--workers", "1"],
+    "caption": ["--workers", "1"],
+    "augment": ["--workers", "1"],
+    "encode": ["--workers", "1"],
     "train": ["training.images=64", "training.checkpoint_every=64", "training.batch_size=16"],
     "evaluate": [
         "evaluation.prompts_per_task=2",
