@@ -1,7 +1,7 @@
 """Draw the figures of the documentation: `python tools/figures.py` writes docs/figures/.
 
-In: the code itself (paths, time distributions, the embedded world, CutMix) and `benchmarks/results/seams.json`,
-which `benchmarks/seams.py` measures. Out: SVG and PNG files, the same bytes every time on one machine.
+In: the code itself (paths, time distributions, the embedded world, CutMix) and what `benchmarks/seams.py`
+measured. Out: SVG and PNG files, the same bytes every time on one machine.
 """
 
 import json
@@ -50,7 +50,9 @@ def noise_levels() -> Figure:
     base = render(one_object_scene("car", 0, "train", "figure_5"), side)
     partner = render(one_object_scene("cat", 0, "train", "figure_1"), side)
     where = choose_paste("1/4", side, random.Random(3))
-    small = Image.fromarray(partner).resize((where.partner_side, where.partner_side), Image.Resampling.LANCZOS)
+    small = Image.fromarray(partner).resize(
+        (where.partner_side, where.partner_side), Image.Resampling.LANCZOS
+    )
     mixed = paste(base.copy(), np.asarray(small), where)
     noise = torch.randn(side, side, 3, generator=torch.Generator().manual_seed(0)).numpy()
     figure, axes = plt.subplots(2, len(LEVELS), figsize=(9, 3.3), layout="constrained")
@@ -83,13 +85,22 @@ def seams() -> Figure:
     figure, axis = plt.subplots(figsize=(6, 3.1), layout="constrained")
     axis.axvspan(0.4, 1, color=ORANGE, alpha=0.09, lw=0)
     axis.text(0.985, 1.0, "CutMix pictures are used here", ha="right", va="top", color=ORANGE)
-    marks = (("class", 1 / found["classes"], GREEN, "names the object"), ("seam", 0.5, BLUE, "finds the seam"))
+    marks = (
+        ("class", 1 / found["classes"], GREEN, "names the object"),
+        ("seam", 0.5, BLUE, "finds the seam"),
+    )
     for key, chance, color, label in marks:
         times = [row["t"] for row in rows]
         # 0 is guessing, 1 is always right: two questions of unlike difficulty on one axis.
         skill = [(row[key] - chance) / (1 - chance) for row in rows]
-        low = [s - (row[f"{key}_interval"][0] - chance) / (1 - chance) for s, row in zip(skill, rows, strict=True)]
-        high = [(row[f"{key}_interval"][1] - chance) / (1 - chance) - s for s, row in zip(skill, rows, strict=True)]
+        low = [
+            s - (row[f"{key}_interval"][0] - chance) / (1 - chance)
+            for s, row in zip(skill, rows, strict=True)
+        ]
+        high = [
+            (row[f"{key}_interval"][1] - chance) / (1 - chance) - s
+            for s, row in zip(skill, rows, strict=True)
+        ]
         errors = np.abs(np.array([low, high]))
         axis.errorbar(times, skill, yerr=errors, color=color, marker="o", ms=4, capsize=2, label=label)
     axis.axhline(0, color=GREY, lw=0.8, ls=":")
@@ -144,7 +155,9 @@ def _box(axis: Axes, box: Box, text: str, color: str, bold: bool = False) -> Non
     axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8, fontweight=weight)
 
 
-def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str, text: str = "") -> None:
+def _arrow(
+    axis: Axes, start: tuple[float, float], end: tuple[float, float], color: str, text: str = ""
+) -> None:
     axis.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=color, lw=1.2))
     if text:
         middle = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
@@ -154,7 +167,10 @@ def _arrow(axis: Axes, start: tuple[float, float], end: tuple[float, float], col
 def networks() -> Figure:
     """DiT-I and CAD-I side by side: where text, time and patches go in."""
     figure, (dit, rin) = plt.subplots(1, 2, figsize=(9.4, 4.6), layout="constrained")
-    for axis, title in ((dit, "DiT-I: all patches see each other"), (rin, "CAD-I: patches meet in a few latents")):
+    for axis, title in (
+        (dit, "DiT-I: all patches see each other"),
+        (rin, "CAD-I: patches meet in a few latents"),
+    ):
         axis.set(xlim=(0, 10), ylim=(0, 10))
         axis.set_title(title)
         axis.axis("off")
@@ -166,7 +182,9 @@ def networks() -> Figure:
 def _draw_dit(axis: Axes) -> None:
     _box(axis, (3.2, 0.2, 3.6, 0.9), "patches of the noisy latents\n+ where each lies", GREY)
     axis.add_patch(
-        FancyBboxPatch((2.6, 2.0), 4.8, 5.5, boxstyle="round,pad=0,rounding_size=0.1", fc="none", ec=GREY, ls="--")
+        FancyBboxPatch(
+            (2.6, 2.0), 4.8, 5.5, boxstyle="round,pad=0,rounding_size=0.1", fc="none", ec=GREY, ls="--"
+        )
     )
     axis.text(7.3, 7.6, "x depth", ha="right", va="bottom", fontsize=8, color=GREY)
     _box(axis, (3.2, 2.5, 3.6, 1.1), "self-attention\nrotary positions, QK-norm", BLUE, bold=True)
@@ -189,7 +207,9 @@ def _draw_rin(axis: Axes) -> None:
     _box(axis, (0.1, 0.2, 3.2, 0.9), "patches of the\nnoisy latents", GREY)
     _box(axis, (6.2, 0.2, 3.7, 0.9), "256 learned latents\n+ those of the last step", BLUE)
     axis.add_patch(
-        FancyBboxPatch((0.0, 1.9), 9.95, 6.0, boxstyle="round,pad=0,rounding_size=0.1", fc="none", ec=GREY, ls="--")
+        FancyBboxPatch(
+            (0.0, 1.9), 9.95, 6.0, boxstyle="round,pad=0,rounding_size=0.1", fc="none", ec=GREY, ls="--"
+        )
     )
     axis.text(9.9, 8.0, "x 4 blocks", ha="right", va="bottom", fontsize=8, color=GREY)
     _box(axis, (6.2, 2.2, 3.7, 1.0), "latents attend to time,\ncoherence, registers, text", ORANGE, bold=True)
