@@ -34,7 +34,7 @@ OUT = ROOT / "docs" / "figures"
 SEAMS = ROOT / "benchmarks" / "results" / "seams.json"
 LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 BLUE, ORANGE, GREY, GREEN = "#3b5bdb", "#e8590c", "#868e96", "#2b8a3e"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "kilopix",  # so that the names inside an SVG are the same every time
     "font.size": 9,
     "axes.spines.top": False,
