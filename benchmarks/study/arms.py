@@ -44,11 +44,13 @@ class Study(Config):
         for claim in self.claims:
             for arm in (claim.better, claim.base):
                 if arm not in self.arms:
-                    raise ValueError(f"claims: {claim.text!r} names the arm {arm!r}, which is not among the arms")
+                    raise ValueError(
+                        f"claims: {claim.text!r} names the arm {arm!r}, which is not among the arms"
+                    )
         return self
 
     def recipe(self, arm: Arm, seed: int) -> Recipe:
-        """The recipe of one training; every arm's network sees the same number of pictures but where it says."""
+        """The recipe of one training."""
         return load_recipe(arm.recipe, [*self.overrides, *arm.overrides, f"seed={seed}"])
 
 

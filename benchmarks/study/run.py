@@ -4,9 +4,9 @@
     python benchmarks/study/run.py runs/study --only ta seed1 # parts of it
     python benchmarks/study/run.py runs/study --list          # what is done
 
-Every training is a process of its own with its share of the cores, so that `--jobs 2` uses two cores fully.
-What is scored is kept: `benchmarks/results/study/ARM/seedN/card.json`, and the verdict on every picture beside
-it, from which `tables.py` computes.
+Every training is a process of its own with its share of the cores. What is scored is kept:
+`benchmarks/results/study/ARM/seedN/card.json`, from which `tables.py` computes, and the verdict on every
+picture beside it.
 """
 
 import argparse
@@ -95,7 +95,9 @@ def keep(part: Part, folder: Path, kept: Path) -> None:
         temporary.write_text("[\n" + ",\n".join(json.dumps(line) for line in verdicts) + "\n]\n")
     log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
     every = max(1, len(log) // 100)
-    write_json(target / "curve.json", [[line["images"], line["loss"], line["seconds"]] for line in log[::every]])
+    write_json(
+        target / "curve.json", [[line["images"], line["loss"], line["seconds"]] for line in log[::every]]
+    )
     with atomic_path(target / "card.json") as temporary:  # last: a part is done when its card is there
         shutil.copyfile(folder / "scores" / "card.json", temporary)
 

@@ -3,24 +3,23 @@
     python benchmarks/study/tables.py            # prints them
     python benchmarks/study/tables.py docs/study.md   # puts them between the page's markers
 
-The interval of an arm, and of the difference of two arms, is Student's over the seeds: each seed draws its own
-weights, order and prompts, so it holds all three kinds of chance. Two arms meet the same prompts under a seed,
-so differences are paired.
+The interval of an arm, and of the difference of two arms, is Student's over the seeds: each seed draws its
+own weights, order and prompts, so it holds all three kinds of chance. Under one seed two arms meet the same
+prompts, so differences are paired.
 """
 
 import argparse
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from arms import Claim, Study, load_study
-from run import DEFAULT, KEPT
 
 from kilopix.evaluation.protocol import Card, read_card
 from kilopix.evaluation.statistics import Interval
 from kilopix.runtime import atomic_path
 from kilopix.types import UserError
+from run import DEFAULT, KEPT
 
 # Two-sided 95% points of Student's t by degrees of freedom (Fisher and Yates, table III).
 STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -37,7 +36,9 @@ class Results:
         """A score of an arm by seed."""
         found = {}
         for seed, card in self.cards.get(arm, {}).items():
-            found |= {seed: one.value for one in card.scores if one.name == score}
+            for one in card.scores:
+                if one.name == score:
+                    found[seed] = one.value
         return found
 
 
@@ -85,7 +86,11 @@ def verdict(claim: Claim, found: tuple[Interval, int] | None) -> str:
 def percent(interval: Interval) -> str:
     """`12.3 (10.0 to 14.6)`, in points."""
     value = f"{100 * interval.value:.1f}"
-    return value if math.isinf(interval.low) else f"{value} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    return (
+        value
+        if math.isinf(interval.low)
+        else f"{value} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    )
 
 
 def scores_table(results: Results, scores: list[str]) -> str:
