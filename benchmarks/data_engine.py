@@ -28,10 +28,10 @@ from kilopix.data.pixels import read_square
 from kilopix.data.rows import write_rows
 from kilopix.data.shards import ShardIndex, Shards, to_shard, write_index
 from kilopix.data.text_storage import TextStorage
+from kilopix.encoding import Pace
 from kilopix.pretrained.autoencoder import SDAutoencoderConfig, encode_images, load_autoencoder
 from kilopix.pretrained.text_encoder import T5Config, encode_in_batches, load_text_encoder
 from kilopix.stages.augment import AugmentPart
-from kilopix.stages.encode import Pace
 from kilopix.types import LatentMoments, TextStates
 
 SIDE, QUALITY = 256, 95
