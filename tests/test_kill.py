@@ -101,8 +101,10 @@ def trials(stage: str, world: Path, extra: list[object], count: int) -> None:
     seconds = time.monotonic() - started
     assert contents(timed) == contents(whole)
     rng = random.Random(f"{stage} {extra}")
-    killed = sum(trial(stage, world, whole, extra, rng, seconds) for _ in range(count))
-    print(f"{stage} {extra}: {killed} of {count} were killed in the middle")
+    killed = 0
+    for number in range(1, count + 1):
+        killed += trial(stage, world, whole, extra, rng, seconds)
+        print(f"{stage} {extra}: {number} identical, {killed} of them killed in the middle", flush=True)
     assert killed >= count // 3
 
 

@@ -32,7 +32,7 @@ def test_every_kind_of_fault_is_named(pictures: Path):
             check_pictures(pictures, FILES, **options)
 
     expect(
-        r"6 of the pictures are not of 8x8 pixels; make them of one size: 0\.png \(10x8\).* and 1 more\. Nothing",
+        r"6 of the pictures are not of 8x8 pixels; .*: 0\.png \(10x8\).* and 1 more\. Nothing",
         size=(8, 8),
     )
     (pictures / "3.png").write_bytes((pictures / "1.png").read_bytes())
