@@ -41,13 +41,13 @@ def check_pictures(
     allow_doubled: bool = False,
     cuts: Cuts | None = None,
     heads_only: bool = False,
-    other_size: str = "make them of one size",
+    other_size: str = "",
 ) -> Checked:
     """Read every picture once; `size` is (width, height), or None for that of most.
 
     Where a file holds several pictures, `cuts` gives their boxes, and none may be the same as another.
-    With `heads_only`, no pixels are decoded, for pictures that soon will be. `other_size` is what to do
-    about pictures of another size.
+    With `heads_only`, no pixels are decoded, for pictures that soon will be. `other_size` is added
+    to the error about pictures of another size.
     """
     assert files, "a folder without pictures is refused before"
     found: list[_Seen | str] = []
@@ -67,7 +67,7 @@ def check_pictures(
             for file, one in zip(files, looked, strict=True)
             if one.size != wanted
         ]
-        _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels; {other_size}")
+        _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels{other_size}")
     if not allow_doubled:
         _refuse_doubled(root, files, looked)
     return Checked(wanted, tuple(one.sha256 for one in looked))

@@ -175,7 +175,7 @@ def _read(
         "any" if config.fit_reference else size,
         config.allow_doubled,
         heads_only=True,
-        other_size="make them of one size, or say fit_reference=true, which cuts the real ones",
+        other_size="; make them of one size, or say fit_reference=true, which cuts the real ones",
     )
     shas = [sha256_of_text("\n".join(checked.sha256)) for checked in (made, real)]
     if shas[0] == shas[1]:
