@@ -58,7 +58,7 @@ class DataConfig(Config):
     image_size: int = Field(default=64, ge=24)
     captioner: Literal["aio", "structured"] = "structured"
     augment: AugmentConfig = AugmentConfig()
-    text_storage: TextStorage = "float16"
+    text_storage: TextStorage = "bfloat16"  # T5's states can be too large for float16
 
 
 class TrainingConfig(Config):
