@@ -11,7 +11,7 @@ from typing import Any
 from kilopix.runtime import atomic_path
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
-_SUMS = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
+_SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
 
 
 class LogWindow:
