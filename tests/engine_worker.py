@@ -77,6 +77,7 @@ class Job:
             self.hang_at = NEVER
             time.sleep(self.hang_seconds)
         if position >= self.stop_at:
+            self.stop_at = NEVER
             os.kill(os.getpid(), signal.SIGTERM)
 
 
