@@ -16,7 +16,7 @@ from kilopix.diffusion.paths import PathConfig
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.models import dit, rin
 from kilopix.models.dit import DiT, DiTConfig, TextContext
-from kilopix.models.rin import RIN, RINContext
+from kilopix.models.rin import RIN, LevelEmbedder, RINContext
 from kilopix.recipe import Recipe
 from kilopix.types import Prediction, TextStates
 
@@ -31,6 +31,16 @@ def build_network(recipe: Recipe, channels: int, text_width: int) -> Network:
         if isinstance(recipe.model, DiTConfig):
             return DiT(recipe.model, channels, text_width)
         return RIN(recipe.model, channels, text_width, recipe.latent_side)
+
+
+def empty_network(recipe: Recipe, channels: int, text_width: int) -> Network:
+    """A recipe's network whose weights take no memory yet, for `load_state_dict(..., assign=True)`."""
+    with torch.device("meta"):
+        network = build_network(recipe, channels, text_width)
+    for module in network.modules():
+        if isinstance(module, LevelEmbedder):
+            module.fill_constants()
+    return network
 
 
 def flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:
