@@ -30,7 +30,7 @@ def serving(folder: Path, name: str, revisions: tuple[str, ...]) -> Iterator[tup
             files = sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file())
             if parts[:2] == ["api", "models"] and "/".join(parts[2:4]) == name:
                 revision = parts[5] if len(parts) > 5 else "main"
-                if revision not in revisions:
+                if revision not in (*revisions, COMMIT):
                     self._answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, send)
                     return
                 info = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}

@@ -43,6 +43,6 @@ def write_released(folder: Path, arguments: dict[str, object], kind: str = "CADR
     return folder
 
 
-def write_encoders(folder: Path) -> tuple[Path, Path]:
-    """A T5 16 wide, and an autoencoder of four channels and eight pixels a latent."""
-    return write_t5(folder / "t5"), write_kl(folder / "vae", levels=4)
+def write_encoders(folder: Path, text_width: int = 16) -> tuple[Path, Path]:
+    """A small T5, and an autoencoder of four channels and eight pixels a latent."""
+    return write_t5(folder / "t5", text_width), write_kl(folder / "vae", levels=4)
