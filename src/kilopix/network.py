@@ -43,6 +43,13 @@ def empty_network(recipe: Recipe, channels: int, text_width: int) -> Network:
     return network
 
 
+def inputs_of(network: Network) -> tuple[int, int]:
+    """The channels of the latents and the width of the text states that a network takes."""
+    if isinstance(network, RIN):
+        return network.patch_extractor.in_channels, network.map_text_tokens.in_features
+    return network.patch_in.in_features // network.config.patch**2, network.text.project.in_features
+
+
 def flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:
     """Multiply-adds times two of one forward pass of a recipe's network, text trunk included."""
     if isinstance(recipe.model, DiTConfig):

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,14 @@ from kilopix.cli.options import Device, Guidance, NegativePrompt, Preset, Sample
 from kilopix.errors import UserError
 
 app = typer.Typer()
+
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run folder, a checkpoint, a .safetensors file, a model of the Hugging Face hub, or `mini`.",
+    ),
+]
 
 
 @app.command(epilog=example("kilopix sample run 'a photo of a fox' --out pictures"))
@@ -42,3 +50,41 @@ def sample(
         texts = read_prompts(None, sys.stdin.read())
     changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
     run(model, texts, out, num_images, seed, changes, device)
+
+
+@app.command(epilog=example("kilopix export run exported --scores scores"))
+def export(
+    model: ModelName,
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    kind: Annotated[
+        Literal["hub", "diffusers"],
+        typer.Option("--format", "-f", help="For kilopix and the Hugging Face hub, or for diffusers (DiT)."),
+    ] = "hub",
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="Protocol card, or folder with one, to put on the model card; can be repeated."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name on the hub, OWNER/NAME; else the folder's.")] = None,
+    license_name: Annotated[str, typer.Option("--license", help="Licence, as the hub names it.")] = "mit",
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Data set it was trained on, by its name on the hub.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Prompt of a sample picture on the card; can be repeated.")
+    ] = None,
+    seed: Seed = 0,
+    steps: Steps = None,
+    guidance: Guidance = None,
+    sampler: SamplerName = None,
+    negative_prompt: NegativePrompt = None,
+    preset: Preset = None,
+    device: Device = "auto",
+) -> None:
+    """Write a folder for others: weights, model card, samples; for the Hugging Face hub, or for diffusers."""
+    from kilopix.diffusion.sampling import SamplingChanges
+    from kilopix.export.model_card import About
+    from kilopix.stages.export import PROMPTS, run
+
+    about = About(name or out.resolve().name, license_name, tuple(dataset or ()))
+    changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
+    run(model, out, kind, scores or [], about, prompt or PROMPTS, seed, changes, device)
