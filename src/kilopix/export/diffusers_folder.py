@@ -49,6 +49,8 @@ def write_pipeline(generator: Generator, out: Path) -> None:
     mean = list(whitening.mean) if whitening else [0.0] * channels
     std = list(whitening.std) if whitening else [1.0] * channels
     shape = network.config.model_dump(exclude=_ONLY_IN_TRAINING)
+    # diffusers has no place for a setting and a parameter of one name.
+    shape["register_tokens"] = shape.pop("registers")
     transformer = {
         "_class_name": "KilopixDiT",
         **version,

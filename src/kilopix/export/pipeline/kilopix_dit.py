@@ -159,7 +159,7 @@ class Block(nn.Module):
 class KilopixDiT(ModelMixin, ConfigMixin):
     """The whole network; `encode_text` runs once per text, `forward` once per step.
 
-    `latent_mean` and `latent_std` lead from its latents to the autoencoder's.
+    `register_tokens` is how many tokens of its own join the patches'; `latent_mean` and `latent_std` lead from its latents to the autoencoder's.
     """
 
     @register_to_config
@@ -173,7 +173,7 @@ class KilopixDiT(ModelMixin, ConfigMixin):
         patch: int,
         mlp_ratio: float,
         text_layers: int,
-        registers: int,
+        register_tokens: int,
         latent_mean: list[float],
         latent_std: list[float],
     ):
@@ -181,7 +181,7 @@ class KilopixDiT(ModelMixin, ConfigMixin):
         values = channels * patch**2
         self.patch_in = nn.Linear(values, width)
         self.position_in = nn.Linear(4 * POSITION_FREQUENCIES, width, bias=False)
-        self.registers = nn.Parameter(torch.zeros(registers, width))
+        self.registers = nn.Parameter(torch.zeros(register_tokens, width))
         self.time = TimeEmbedding(width)
         self.text = TextRefiner(text_width, width, heads, text_layers)
         self.pooled_text = nn.Linear(width, width)
@@ -202,7 +202,7 @@ class KilopixDiT(ModelMixin, ConfigMixin):
         """A prediction for latents at times in [0, 1], 1 being noise."""
         keys_values, mask, pooled = context
         batch, channels, height, width = x.shape
-        patch, registers = self.config.patch, self.config.registers
+        patch, registers = self.config.patch, self.config.register_tokens
         rows, columns = height // patch, width // patch
         patches = x.reshape(batch, channels, rows, patch, columns, patch)
         tokens = self.patch_in(patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2))
