@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="mini")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--compile", action="store_true", help="torch.compile the network; needs a C++ compiler")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile the network; needs a C++ compiler"
+    )
     arguments = parser.parse_args()
     alone = seconds(lambda: subprocess.run([sys.executable, "-c", "import kilopix"], check=True))
     started = time.perf_counter()

@@ -35,9 +35,8 @@ def serving(folder: Path, name: str, revisions: tuple[str, ...]) -> Iterator[tup
                     return
                 info = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": f} for f in files]}
                 if parts[4:5] == ["tree"]:
-                    info = [
-                        {"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": f} for f in files
-                    ]
+                    sizes = {f: (folder / f).stat().st_size for f in files}
+                    info = [{"type": "file", "path": f, "size": size, "oid": f} for f, size in sizes.items()]
                 self._answer(200, json.dumps(info).encode(), {"Content-Type": "application/json"}, send)
                 return
             file = folder.joinpath(*parts[4:])

@@ -63,7 +63,9 @@ def lively(generator: Generator) -> Generator:
     return generator
 
 
-def in_diffusers(folder: Path, tmp_path: Path, calls: dict[str, dict[str, object]]) -> dict[str, torch.Tensor]:
+def in_diffusers(
+    folder: Path, tmp_path: Path, calls: dict[str, dict[str, object]]
+) -> dict[str, torch.Tensor]:
     """Pixels in [0, 1] of some calls of the exported pipeline, in a process without kilopix."""
     out = tmp_path / "answers.safetensors"
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
@@ -103,9 +105,7 @@ def test_diffusers_makes_the_same_pictures(tiny_demo: Path, tmp_path: Path):
     found = in_diffusers(tmp_path / "pipeline", tmp_path, calls)
     expected = {
         "own": in_kilopix(generator, [(FOX, 3)], SamplingChanges()),
-        "batch": in_kilopix(
-            generator, [(FOX, 0), (FOX, 1), (CAR, 0), (CAR, 1)], SamplingChanges(steps=5)
-        ),
+        "batch": in_kilopix(generator, [(FOX, 0), (FOX, 1), (CAR, 0), (CAR, 1)], SamplingChanges(steps=5)),
         "guided": in_kilopix(
             generator, [(CAR, 0)], SamplingChanges(steps=8, guidance=7.0, negative_prompt=FOX)
         ),
@@ -120,10 +120,14 @@ def test_diffusers_makes_the_same_pictures(tiny_demo: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("path", "prediction", "preset"),
-    [("straight", "data", "recommended"), ("gamma", "velocity", "recommended"), ("gamma", "noise", "published")],
+    [
+        ("straight", "data", "recommended"),
+        ("gamma", "velocity", "recommended"),
+        ("gamma", "noise", "published"),
+    ],
 )
 def test_every_walk_of_the_scheduler(tiny_demo: Path, tmp_path: Path, path, prediction, preset):
-    """A shifted autoencoder of diffusers, a T5, patches of two, whitened latents; other paths and samplers."""
+    """A shifted autoencoder, a T5, patches of two, whitened latents; other paths and samplers."""
     text, vae = write_t5(tmp_path / "t5"), write_kl(tmp_path / "kl", levels=3, shift=0.2)
     first = Generator.from_pretrained(tiny_demo / "run", "cpu")
     recipe = type(first.recipe).model_validate(
@@ -193,7 +197,13 @@ def test_a_hub_folder_is_read_back(tiny_demo: Path, tmp_path: Path, cli: Cli):
     assert card.data.datasets == ["someone/set"]
     assert {"kilopix", "dit"} <= set(card.data.tags)
     assert {r.metric_name for r in card.data.eval_results} >= {"mean of six tasks", "KID"}
-    for words in ("# someone/tiny", "Protocol: sampler euler", "95% interval", "samples/00.png", '"sampling"'):
+    for words in (
+        "# someone/tiny",
+        "Protocol: sampler euler",
+        "95% interval",
+        "samples/00.png",
+        '"sampling"',
+    ):
         assert words in card.text
     assert (out / "samples" / "00.png").is_file()
     assert (out / "model.safetensors").exists() is False

@@ -206,7 +206,9 @@ def test_released_weights_load_and_sample(released: tuple[Path, Path, Path]):
 
 def test_released_weights_without_coherence(tmp_path: Path):
     folder = write_released(tmp_path / "cad", TINY, "RINTextCond")
-    assert "coherence_embedder.map_time.0.weight" not in Generator.from_pretrained(folder).network.state_dict()
+    assert (
+        "coherence_embedder.map_time.0.weight" not in Generator.from_pretrained(folder).network.state_dict()
+    )
 
 
 def test_an_autoencoder_in_a_pipelines_folder_is_found(released: tuple[Path, Path, Path]):

@@ -76,7 +76,9 @@ def test_a_sweep_is_one_sheet_and_goes_on_where_it_was(tiny_demo: Path, tmp_path
     alone = tmp_path / "alone"
     one = ("sample", tiny_demo / "run", "a blue car", "-o", alone, "--seed", "3", "--steps", "2")
     assert cli(*one, "--guidance", "1").code == 0
-    image = next(i for i in listed if (i["prompt"], i["seed"], i["steps"], i["guidance"]) == ("a blue car", 3, 2, 1))
+    image = next(
+        i for i in listed if (i["prompt"], i["seed"], i["steps"], i["guidance"]) == ("a blue car", 3, 2, 1)
+    )
     a, b = (pixels(f) for f in (alone / "00000.png", out / image["file"]))
     assert np.abs(a - b).max() <= 1
 

@@ -61,7 +61,7 @@ def _number(text: str, option: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        raise UserError(f"{option} {text.strip()!r}: not a number; give one, or several as in 1,3,5.") from None
+        raise UserError(f"{option} {text.strip()!r}: not a number; give one, or several: 1,3,5.") from None
     if abs(number) > 1e15 or number != number:
         raise UserError(f"{option} {text.strip()}: too large.")
     return number

@@ -41,9 +41,7 @@ def write_pipeline(generator: Generator, out: Path) -> None:
     scheduler = scheduler_config(recipe)
     version = {"_diffusers_version": diffusers.__version__}
     vae, scale, shift = _write_autoencoder(generator, out / "vae", version)
-    text, tokenizer = save_text_encoder(
-        generator.text_encoder, out / "text_encoder", out / "tokenizer"
-    )
+    text, tokenizer = save_text_encoder(generator.text_encoder, out / "text_encoder", out / "tokenizer")
     channels, text_width = inputs_of(network)
     whitening = generator.whitening
     mean = list(whitening.mean) if whitening else [0.0] * channels

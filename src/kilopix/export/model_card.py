@@ -126,7 +126,7 @@ def _use(about: About, samples: Sequence[Sample], diffusers: bool) -> str:
         "```python\nfrom kilopix import Generator\n\n"
         f'generator = Generator.from_pretrained("{about.name}")\n'
         f'image = generator("{prompt}", seed=0)[0]\n```\n\n'
-        f"or `kilopix sample {about.name} \"{prompt}\"`."
+        f'or `kilopix sample {about.name} "{prompt}"`.'
     )
 
 

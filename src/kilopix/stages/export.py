@@ -1,6 +1,6 @@
 """A model to a folder for others: for the Hugging Face hub, or a pipeline of diffusers.
 
-In: a model, protocol cards. Out: a folder with a model card, sample pictures, and weights; complete or absent.
+In: a model, protocol cards. Out: a folder with a model card, samples and weights; complete or absent.
 """
 
 import os

@@ -159,7 +159,8 @@ class Block(nn.Module):
 class KilopixDiT(ModelMixin, ConfigMixin):
     """The whole network; `encode_text` runs once per text, `forward` once per step.
 
-    `register_tokens` is how many tokens of its own join the patches'; `latent_mean` and `latent_std` lead from its latents to the autoencoder's.
+    `register_tokens` is how many tokens of its own join the patches'; `latent_mean` and `latent_std` lead
+    from its latents to the autoencoder's.
     """
 
     @register_to_config
