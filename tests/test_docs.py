@@ -23,7 +23,7 @@ from typer.main import get_command
 
 from kilopix.cli import app
 from kilopix.errors import UserError
-from kilopix.recipe import Recipe, load_recipe
+from kilopix.recipe import Recipe, load_recipe, recipe_names
 from tiny import Cli
 
 ROOT = Path(__file__).parents[1]
@@ -49,13 +49,14 @@ SMALLER = {
 }
 """What is added to a command when it is run here, so that it takes seconds."""
 
-RUN = {"start.md"}
+RUN = {"start.md", "generate.md"}
 """Pages whose commands are run, from top to bottom, in an empty folder."""
 
 PARSED_ONLY = {
     "clusters.md": "needs a cluster",
     "data.md": "needs ImageNet and the paper's encoders",
     "evaluation.md": "needs the evaluators' weights from the hub; each command has a test of its own",
+    "training.md": "needs several GPUs or machines; tests/test_distributed.py trains on several processes",
     "sources.md": "needs a data set, a server, or a model of the hub",
 }
 """Pages whose commands are parsed and not run, and why."""
@@ -66,6 +67,8 @@ NOT_KILOPIX = {
     "pip": "installs",
     "ray": "starts a cluster",
     "export": "sets a variable for the cluster",
+    "torchrun": "starts processes; what it starts is parsed",
+    "sbatch": "hands a job to Slurm",
     "vllm": "starts a server",
     "until": "waits for it",
     "runs=(dit_a": "a variable of a job script",
@@ -115,7 +118,8 @@ def lines(block: Block) -> Iterator[list[str]]:
 
 def commands(only: str = "") -> list[tuple[str, list[str]]]:
     """Every `kilopix` command of the pages' shell blocks: where it stands, and its words."""
-    return [(b.where, w[1:]) for b in blocks(*SHELL, only=only) for w in lines(b) if w[0] == "kilopix"]
+    found = [(b.where, w) for b in blocks(*SHELL, only=only) for w in lines(b) if "kilopix" in w]
+    return [(where, words[words.index("kilopix") + 1 :]) for where, words in found]
 
 
 def parse(words: list[str]) -> None:
@@ -125,8 +129,8 @@ def parse(words: list[str]) -> None:
     with command.make_context(name, list(rest)) as context:
         overrides = context.params.get("overrides")
         if overrides is not None:
-            recipe = context.params.get("recipe") or "mini"
-            load_recipe(recipe if Path(recipe).stem == recipe else "mini", overrides)
+            recipe = context.params.get("recipe")
+            load_recipe(recipe if recipe in recipe_names() else "mini", overrides)
 
 
 def test_every_command_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch):

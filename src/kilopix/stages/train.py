@@ -1,75 +1,51 @@
-"""Shards to a run: the training loop.
+"""Shards to a run: what is checked and written before and after training (`kilopix.engine`).
 
 In: a recipe and shards. Out: a run folder:
 
     recipe.json        the resolved recipe          log.jsonl          loss, rate, images/s
-    checkpoints/       from which it goes on        codec.safetensors  the patch codec, if one is used
+    checkpoints/       from which it goes on        skipped.jsonl      batches left out, with their samples
     model.safetensors  the averaged weights at the end, with the recipe in the header
+    codec.safetensors  the patch codec, if one is used
 
-Every random decision of a step is drawn from (seed, images seen), so a run that was stopped and started
-again is the run that was not.
+One process, or as many as `torchrun` started. Every random decision of a step is drawn from the seed and the
+place of its images, so a run that was stopped and started again is the run that was not.
 """
 
 import json
-import math
 import shutil
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
-import torch
-from torch import nn
-
-from kilopix.data.loader import Batch, SampleOrder, load_batch
+from kilopix.config import parse
+from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
-from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
-from kilopix.network import (
-    Network,
-    build_network,
-    encode_text,
-    flops_per_image,
-    training_predictor,
-)
+from kilopix.engine import CHECKPOINTS, go_on_from, start, train
+from kilopix.network import build_network, flops_per_image
 from kilopix.recipe import Recipe, check_shards
-from kilopix.runtime import (
-    atomic_path,
-    pick_device,
-    progress_bar,
-    read_json,
-    say,
-    sha256_of_file,
-    torch_generator,
-    write_json,
-)
-from kilopix.training.averages import ExponentialAverage
-from kilopix.training.checkpoint import (
-    Progress,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
-from kilopix.training.optim import build_optimizer, lr_factor, set_lr
-from kilopix.types import LatentMoments, UserError
+from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
+from kilopix.training.checkpoint import newest_checkpoint, save_weights
+from kilopix.training.logs import LOG, cut_log
+from kilopix.training.parallel import Processes, join_processes
+from kilopix.types import UserError
 
 AFTER_TRAINING = ("sampling", "evaluation")
 """Sections of a recipe that training does not depend on, so that they may change under a run."""
-MODEL, LOG, RECIPE, CHECKPOINTS = "model.safetensors", "log.jsonl", "recipe.json", "checkpoints"
-
-
-@dataclass
-class Run:
-    """What a run carries from step to step."""
-
-    network: Network
-    average: ExponentialAverage
-    optimizer: torch.optim.Optimizer
-    images_seen: int
-    seconds: float
+HOW = {
+    "micro_batch",
+    "compile",
+    "activation_checkpointing",
+    "parallel",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_every",
+    "verify_shards",
+    "guard",
+    "watchdog",
+    "log_every",
+}
+"""Settings of `training` that say how a run is computed and watched, not what it learns."""
+MODEL, RECIPE = "model.safetensors", "recipe.json"
 
 
 def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") -> bool:
@@ -77,6 +53,12 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
 
     Returns whether training is finished; False after a signal that asked it to stop.
     """
+    training = recipe.training
+    with join_processes(device, training.parallel, training.watchdog.timeout_minutes) as processes:
+        return _run(shards_folder, out, recipe, processes)
+
+
+def _run(shards_folder: Path, out: Path, recipe: Recipe, processes: Processes) -> bool:
     if shards_folder.resolve() == out.resolve():
         raise UserError(f"{out}: holds the shards; choose another folder for the run.")
     shards = Shards(shards_folder)
@@ -90,26 +72,28 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
-    _open_run(out, header)
-    if (out / MODEL).exists():
-        say(f"{out}: already trained on {recipe.training.images:,} images.")
+    if processes.once(lambda: _open_run(shards_folder, out, header)):
+        if processes.main:
+            say(f"{out}: already trained on {recipe.training.images:,} images.")
         return True
-    if (shards_folder / CODEC).exists():
-        with atomic_path(out / CODEC) as temporary:
-            shutil.copyfile(shards_folder / CODEC, temporary)
-    device = pick_device(device)
-    state = _start(recipe, index.latent_shape[0], index.text_width, device)
-    if newest := newest_checkpoint(out / CHECKPOINTS):
-        progress = load_checkpoint(newest, state.network, state.average.network, state.optimizer)
-        state.images_seen, state.seconds = progress.images_seen, progress.seconds
-        say(f"{out}: going on from {state.images_seen:,} images.")
-    _cut_log(out / LOG, state.images_seen)
-    finished = _train(state, shards, out, recipe, header, device)
+    if recipe.training.verify_shards:
+        _verify(shards, processes)
+    state = start(recipe, shards, out, header, processes)
+    if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
+        go_on_from(state, newest)
+        if processes.main:
+            say(f"{out}: going on from {state.images_seen:,} images.")
+    if processes.main:
+        cut_log(out / LOG, state.images_seen)
+    finished = train(state)
     if finished:
-        save_weights(out / MODEL, state.average.network, {**header, "images_seen": state.images_seen})
-        say(f"{out / MODEL}: trained on {state.images_seen:,} images in {state.seconds / 60:.1f} minutes.")
-    else:
-        say(f"{out}: stopped at {state.images_seen:,} images; the same command goes on from there.")
+        ended = {**header, "images_seen": state.images_seen}
+        save_weights(out / MODEL, state.average.network, ended, processes.main)
+    if processes.main:
+        minutes = f"{state.seconds / 60:.1f} minutes"
+        trained = f"{out / MODEL}: trained on {state.images_seen:,} images in {minutes}."
+        stopped = f"{out}: stopped at {state.images_seen:,} images; the same command goes on from there."
+        say(trained if finished else stopped)
     return finished
 
 
@@ -126,173 +110,42 @@ def describe(shards_folder: Path, recipe: Recipe) -> None:
     say(f"run: {3 * forward * recipe.training.images:.2e} FLOPs on {recipe.training.images:,} pictures")
 
 
-def _open_run(out: Path, header: dict[str, object]) -> None:
-    """Record what the run is, or refuse the folder of another run."""
+def _open_run(shards_folder: Path, out: Path, header: dict[str, Any]) -> bool:
+    """Record what the run is, or refuse the folder of another run; returns whether it is finished."""
     record = out / RECIPE
-    if not record.exists():
+    if record.exists():
+        before = read_json(record)
+        if changed := _changed(parse(Recipe, before["recipe"], str(record)), header["recipe"]):
+            raise UserError(
+                f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
+            )
+        if before["shards"] != header["shards"]:
+            raise UserError(
+                f"{out}: this run was begun on other shards; choose another folder for the new run."
+            )
+    else:
         write_json(record, header)
-        return
-    before = read_json(record)
-    sections = header["recipe"]
-    assert isinstance(sections, dict)
-    trained = [key for key in sections if key not in AFTER_TRAINING]
-    changed = [key for key in trained if before["recipe"].get(key) != sections[key]]
-    if changed:
-        raise UserError(
-            f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
-        )
-    if before["shards"] != header["shards"]:
-        raise UserError(f"{out}: this run was begun on other shards; choose another folder for the new run.")
+    if (shards_folder / CODEC).exists():
+        with atomic_path(out / CODEC) as temporary:
+            shutil.copyfile(shards_folder / CODEC, temporary)
+    return (out / MODEL).exists()
 
 
-def _start(recipe: Recipe, channels: int, text_width: int, device: str) -> Run:
-    network = build_network(recipe, channels, text_width).to(device).train()
-    average = ExponentialAverage(network, recipe.training.average)
-    return Run(network, average, build_optimizer(recipe.optimizer, network), 0, 0.0)
+def _changed(before: Recipe, now: dict[str, Any]) -> list[str]:
+    """The sections of a recipe that would make another run of it."""
+    then = before.model_dump(mode="json")
+    then["training"] = {k: v for k, v in then["training"].items() if k not in HOW}
+    now = {**now, "training": {k: v for k, v in now["training"].items() if k not in HOW}}
+    return [key for key in now if key not in AFTER_TRAINING and then.get(key) != now[key]]
 
 
-def _train(
-    state: Run, shards: Shards, out: Path, recipe: Recipe, header: dict[str, object], device: str
-) -> bool:
-    """The loop; returns whether it came to its end rather than to a signal."""
-    training = recipe.training
-    order = SampleOrder(len(shards), recipe.seed)
-    window = LogWindow(out / LOG, training.log_every)
-    with stop_on_signal() as stop, progress_bar() as bar:
-        task = bar.add_task("train", total=training.images, completed=state.images_seen, note="")
-        while state.images_seen < training.images and not stop.asked:
-            started = time.perf_counter()
-            before, count = state.images_seen, min(training.batch_size, training.images - state.images_seen)
-            loss, norm, batch = _step(state, shards, order, recipe, count, device)
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise UserError(
-                    f"{out}: loss {loss} and gradient norm {norm} after {before:,} images, on the samples "
-                    f"{', '.join(batch.paths[:4])}, ... The last checkpoint is intact; lower optimizer.lr "
-                    "or training.clip_norm, and go on in a new folder."
-                )
-            state.seconds += time.perf_counter() - started
-            window.add(state, loss, norm, count, time.perf_counter() - started)
-            bar.update(task, completed=state.images_seen, note=window.note)
-            if state.images_seen // training.checkpoint_every > before // training.checkpoint_every:
-                _save(state, out, header, training.keep_checkpoints)
-        if state.images_seen >= training.images:
-            window.flush(state)
-        if state.images_seen < training.images or training.images % training.checkpoint_every:
-            _save(state, out, header, training.keep_checkpoints)
-    return state.images_seen >= training.images
-
-
-def _step(
-    state: Run, shards: Shards, order: SampleOrder, recipe: Recipe, count: int, device: str
-) -> tuple[float, float, Batch]:
-    """One optimizer step on the next `count` images; returns loss and gradient norm."""
-    objective, training = recipe.objective, recipe.training
-    generator = torch_generator("step", recipe.seed, state.images_seen)
-    decisions = draw(objective, count, generator)
-    versions = decisions.augmented.tolist(), decisions.short.tolist()
-    batch = load_batch(shards, order, state.images_seen, *versions)
-    latents = sample_latents(batch.moments, generator).to(device)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    text = drop_text(batch.text, shards.empty_text, decisions.drop_text).to(device)
-    windows, t = batch.window.to(device), decisions.t.to(device)
-
-    context = encode_text(state.network, text, (~decisions.drop_text).float().to(device))
-    seen_again = decisions.self_condition  # stays on the CPU: to look at it elsewhere would be to wait
-    predict = training_predictor(state.network, objective.path, context, windows, seen_again, generator)
-    losses = loss_per_sample(objective, predict, latents, noise, t)
-    loss = losses.mean()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip_norm)
-    set_lr(state.optimizer, lr_factor(training.schedule, state.images_seen + count, training.images))
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.images_seen += count
-    state.average.update(state.network, state.images_seen, count)
-    return loss.item(), norm.item(), batch
-
-
-def sample_latents(moments: LatentMoments, generator: torch.Generator) -> torch.Tensor:
-    """Latents drawn anew from their mean and standard deviation."""
-    return moments.mean + moments.std * torch.randn(moments.mean.shape, generator=generator)
-
-
-def _save(state: Run, out: Path, header: dict[str, object], keep: int) -> None:
-    progress = Progress(state.images_seen, state.seconds)
-    folder = out / CHECKPOINTS
-    save_checkpoint(folder, state.network, state.average.network, state.optimizer, progress, header, keep)
-
-
-class LogWindow:
-    """Means over the last stretch of images, written as one JSON line when the stretch is full."""
-
-    def __init__(self, path: Path, every: int):
-        self.path = path
-        self.every = every
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-        self.images = 0
-        self.seconds = 0.0
-        self.note = ""
-
-    def add(self, state: Run, loss: float, norm: float, images: int, seconds: float) -> None:
-        """Take in one step."""
-        self.losses.append(loss * images)
-        self.norms.append(norm)
-        self.images += images
-        self.seconds += seconds
-        mean = sum(self.losses) / self.images
-        self.note = f"loss {mean:.4f}  {self.images / self.seconds:.1f} images/s"
-        if state.images_seen // self.every > (state.images_seen - images) // self.every:
-            self.flush(state)
-
-    def flush(self, state: Run) -> None:
-        """Write the line of what was taken in since the last."""
-        if not self.images:
-            return
-        line = {
-            "images": state.images_seen,
-            "loss": sum(self.losses) / self.images,
-            "grad_norm": sum(self.norms) / len(self.norms),
-            "lr": state.optimizer.param_groups[0]["lr"],
-            "images_per_second": self.images / self.seconds,
-            "seconds": state.seconds,
-        }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.images, self.seconds = 0, 0.0
-        self.losses, self.norms = [], []
-
-
-def _cut_log(path: Path, images_seen: int) -> None:
-    """Drop the lines that were written after the checkpoint from which the run goes on."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["images"] <= images_seen]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
-
-
-@dataclass
-class Stop:
-    """Whether the user, or the cluster, asked the run to stop."""
-
-    asked: bool = False
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Inside, an interrupt or SIGTERM lets the step finish; a second interrupt stops at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+def _verify(shards: Shards, processes: Processes) -> None:
+    """Compare the shards with their hashes, each process some of the files."""
+    files = list(shards.index.files.items())[processes.rank :: processes.count]
+    problem = None
     try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        check_hashes(shards.folder, dict(files))
+    except UserError as error:
+        problem = str(error)
+    if found := [text for text in processes.gather(problem) if text]:
+        raise UserError(found[0])
