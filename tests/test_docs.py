@@ -185,8 +185,9 @@ def test_a_page_runs_from_top_to_bottom(page: str, tmp_path: Path, monkeypatch: 
         done = cli(*words, *more)
         assert done.code == 0, f"{where}: kilopix {' '.join(words)}: {done.err}"
         ran += 1
+    values: dict[str, object] = {"__name__": "page"}
     for block in blocks("python", only=page):
-        exec(compile(block.text, block.where, "exec"), {"__name__": "page"})
+        exec(compile(block.text, block.where, "exec"), values)
         ran += 1
     assert ran == len(commands(page)) + len(blocks("python", only=page)) >= 3
 
