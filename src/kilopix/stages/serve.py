@@ -4,10 +4,12 @@ In: one or more models, and, for their tabs, shards and a run folder. Out: nothi
 printed. SIGTERM and Ctrl-C end what is in work, turn away what waits, and stop.
 """
 
+import os
 import signal
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +18,22 @@ from kilopix.runtime import pick_device, say
 from kilopix.web.requests import Limits
 
 if TYPE_CHECKING:
+    from kilopix.web.guard import Guard
     from kilopix.web.page import Site
     from kilopix.web.worker import Worker
 
 _GRACE = 30
 """Seconds that requests in work have to end in after a signal."""
 _BACKLOG = 512
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that answers requests, not yet at an address."""
+
+    app: "Guard"
+    site: "Site"
+    worker: "Worker"
 
 
 def run(
@@ -35,7 +47,28 @@ def run(
     allow_hosts: Sequence[str] = (),
 ) -> None:
     """Serve models until a signal; port 0 takes any that is free."""
-    _check_packages()
+    names = allow_hosts if allow_hosts or is_loopback(host) else None
+    with (
+        listen(host, port) as listening,
+        prepare(paths, shards, run_folder, limits or Limits(), device, names) as prepared,
+    ):
+        _serve(prepared, listening)
+
+
+@contextmanager
+def prepare(
+    paths: Sequence[Path],
+    shards: Path | None = None,
+    run_folder: Path | None = None,
+    limits: Limits | None = None,
+    device: str = "auto",
+    names: Sequence[str] | None = (),
+) -> Iterator[Prepared]:
+    """Load models and build what answers for them; `names` beside loopback's are answered to, None is any."""
+    try:
+        import gradio  # noqa: F401
+    except ImportError:
+        raise UserError("`kilopix serve` needs Gradio: pip install 'kilopix[serve]'.") from None
     from kilopix.web.data_view import DataView
     from kilopix.web.guard import LOOPBACK, Guard
     from kilopix.web.models import load_models
@@ -44,30 +77,20 @@ def run(
     from kilopix.web.worker import Worker
 
     limits = limits or Limits()
-    listening = listen(host, port)
-    with listening:
-        models = load_models(paths, pick_device(device))
-        first = next(iter(models.values()))
-        for model in models.values():
-            model.warm_up()
-        data = DataView(shards, first) if shards else None
-        folder = run_folder or _own_run(paths[0])
-        worker = Worker(models, limits)
-        try:
-            training = TrainingView(folder, worker, first, first.generator.device) if folder else None
-            with build_site(worker, limits, data, training) as site:
-                alone = is_loopback(host)
-                hosts = [*LOOPBACK, *allow_hosts] if alone or allow_hosts else None
-                _serve(Guard(site.app, limits, hosts), site, worker, listening)
-        finally:
-            worker.close(_GRACE)
-
-
-def _check_packages() -> None:
+    models = load_models(paths, pick_device(device))
+    first = next(iter(models.values()))
+    for model in models.values():
+        model.warm_up()
+    data = DataView(shards, first) if shards else None
+    folder = run_folder or _own_run(paths[0])
+    worker = Worker(models, limits)
     try:
-        import gradio  # noqa: F401
-    except ImportError:
-        raise UserError("`kilopix serve` needs Gradio: pip install 'kilopix[serve]'.") from None
+        training = TrainingView(folder, worker, first) if folder else None
+        with build_site(worker, limits, data, training) as site:
+            hosts = None if names is None else [*LOOPBACK, *names]
+            yield Prepared(Guard(site.app, limits, hosts), site, worker)
+    finally:
+        worker.close(float(_GRACE))
 
 
 def _own_run(path: Path) -> Path | None:
@@ -86,13 +109,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{host}:{port} cannot be listened at ({why}); choose another --port or --host."
-        ) from None
+        why = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else error
+        raise UserError(f"{host}:{port} cannot be used ({why}); choose another --port or --host.") from None
 
 
-def _serve(app: "object", site: "Site", worker: "Worker", listening: socket.socket) -> None:
+def _serve(prepared: Prepared, listening: socket.socket) -> None:
     """Answer requests until a signal; then let those in work end."""
     import uvicorn
 
@@ -102,16 +123,16 @@ def _serve(app: "object", site: "Site", worker: "Worker", listening: socket.sock
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                say(f"{address(listening)}: serving {', '.join(worker.models)}; Ctrl-C stops.")
+                say(f"{address(listening)}: serving {', '.join(prepared.worker.models)}; Ctrl-C stops.")
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             say("Stopping: what is in work is finished.")
-            worker.drain()
-            site.hang_up()
+            prepared.worker.drain()
+            prepared.site.hang_up()
             await super().shutdown(sockets)
 
     config = uvicorn.Config(
-        app,  # pyright: ignore[reportArgumentType]
+        prepared.app,
         log_level="warning",
         access_log=False,
         server_header=False,

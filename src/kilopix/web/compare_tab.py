@@ -41,11 +41,11 @@ def build_compare_tab(server: Server) -> None:
         prompt: str,
         left: str,
         right: str,
-        pairs: float,
-        seed: float,
+        pairs: int | float,
+        seed: int | float | None,
         sampler: str,
-        steps: float,
-        guidance: float,
+        steps: int | float,
+        guidance: int | float,
         lead_away_from: str,
     ) -> AsyncIterator[str]:
         orders = [

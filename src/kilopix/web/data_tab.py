@@ -22,7 +22,7 @@ def build_data_tab(worker: Worker, view: DataView) -> None:
         other = gr.Button("Another", variant="primary", elem_id="kp-another")
     shown = gr.HTML(markup.empty("A picture of the data appears here."), elem_id="kp-data")
 
-    async def look(picture: float | None) -> str:
+    async def look(picture: int | float | None) -> str:
         wanted = int(picture or 0)
         if not 0 <= wanted < len(view):
             raise gr.Error(f"picture: must be 0 to {len(view) - 1}.", print_exception=False)

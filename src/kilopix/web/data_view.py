@@ -54,8 +54,8 @@ class DataView:
         index = self.shards.index
         if index.autoencoder_fingerprint != model.generator.autoencoder_fingerprint:
             raise UserError(
-                f"{folder}: was encoded with autoencoder {index.autoencoder_fingerprint}, but {model.name} was "
-                f"trained with {model.generator.autoencoder_fingerprint}; give the shards of its training."
+                f"{folder}: was encoded with autoencoder {index.autoencoder_fingerprint}, {model.name} with "
+                f"{model.generator.autoencoder_fingerprint}; give the shards that it was trained on."
             )
         self.model = model
         self._captions = {kind: self.shards.column(kind, "caption") for kind in ("plain", "augmented")}

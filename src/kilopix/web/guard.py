@@ -44,10 +44,6 @@ class Refusal:
     message: str
 
 
-class TooLarge(Exception):
-    """More bytes have come than are allowed."""
-
-
 class Guard:
     """An ASGI app before another; `hosts` are the names that the server answers to, or None for any."""
 
@@ -70,20 +66,21 @@ class Guard:
         if refusal:
             await answer(send, refusal)
             return
+        body = _Body(receive, most)
         began = False
 
         async def watched_send(message: Message) -> None:
             nonlocal began
+            if body.too_large and not began:
+                return  # whatever the app makes of half a body
             if message["type"] == "http.response.start":
                 began = True
                 message = {**message, "headers": _with_ours(message.get("headers", []))}
             await send(message)
 
-        try:
-            await self.app(scope, _counted(receive, most), watched_send)
-        except TooLarge:
-            if not began:
-                await answer(send, _too_large(most))
+        await self.app(scope, body.receive, watched_send)
+        if body.too_large and not began:
+            await answer(send, _too_large(most))
 
     def _refusal(self, scope: Scope, headers: dict[str, str], most: int) -> Refusal | None:
         host = re.sub(r":\d+$", "", headers.get("host", "")).lower()
@@ -109,19 +106,21 @@ def _too_large(most: int) -> Refusal:
     return Refusal(413, "too_large", f"the body is larger than {most:,} bytes; shorten it.")
 
 
-def _counted(receive: Receive, most: int) -> Receive:
-    """Receive, but no more than so many bytes of body."""
-    seen = 0
+class _Body:
+    """A body that ends, as if the client had left, where it grows too large."""
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > most:
-            raise TooLarge
-        return message
+    def __init__(self, receive: Receive, most: int):
+        self._receive = receive
+        self._left = most
+        self.too_large = False
 
-    return counted
+    async def receive(self) -> Message:
+        """The next message, counted."""
+        if not self.too_large:
+            message = await self._receive()
+            self._left -= len(message.get("body", b""))
+            self.too_large = self._left < 0
+        return {"type": "http.disconnect"} if self.too_large else message
 
 
 def _with_ours(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

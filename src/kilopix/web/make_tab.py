@@ -144,12 +144,12 @@ def build_make_tab(server: Server) -> None:
 
     async def make(
         prompt: str,
-        pictures: float,
-        seed: float | None,
+        pictures: int | float,
+        seed: int | float | None,
         new_seed: bool,
         sampler: str,
-        steps: float,
-        guidance: float,
+        steps: int | float,
+        guidance: int | float,
         lead_away_from: str,
         model: str,
     ) -> AsyncIterator[tuple[str, Any, Any]]:

@@ -4,6 +4,7 @@ In: the worker and what is to be shown. Out: one ASGI app. The page uses the sys
 from the internet; pictures are inside it as data, so no route of it hands out files.
 """
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -48,10 +49,11 @@ def build_site(
     with TemporaryDirectory(prefix="kilopix-page-", ignore_cleanup_errors=True) as folder:
         # Gradio keeps the files of a page in a folder that all its pages share, unless it is told another.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        yield _site(worker, limits, data, training)
+        yield asyncio.run(_site(worker, limits, data, training))
 
 
-def _site(worker: Worker, limits: Limits, data: DataView | None, training: TrainingView | None) -> Site:
+async def _site(worker: Worker, limits: Limits, data: DataView | None, training: TrainingView | None) -> Site:
+    """Build inside an event loop, without which Gradio makes some of its own and leaves them open."""
     app = build_rest(worker, limits)
     server = Server(worker, limits, dict(worker.models))
     page = build_page(server, data, training)
@@ -104,12 +106,13 @@ def _tab(name: str, build: Callable[[], None]) -> gr.Tab:
 
 def _run_while_seen(timer: gr.Timer, watched: gr.Tab, others: list[gr.Tab]) -> None:
     """Let a timer run only while its tab is open, so that a page left open elsewhere asks for nothing."""
-    watched.select(
-        lambda: gr.Timer(active=True), None, timer, show_progress="hidden", api_visibility="private"
-    )
-    for tab in others:
+    for tab, active in [(watched, True), *((other, False) for other in others)]:
         tab.select(
-            lambda: gr.Timer(active=False), None, timer, show_progress="hidden", api_visibility="private"
+            lambda active=active: gr.Timer(active=active),
+            None,
+            timer,
+            show_progress="hidden",
+            api_visibility="private",
         )
 
 

@@ -40,13 +40,12 @@ class Milestone:
 class TrainingView:
     """A run folder that is looked at again and again."""
 
-    def __init__(self, folder: Path, worker: Worker, like: ServedModel, device: str):
+    def __init__(self, folder: Path, worker: Worker, like: ServedModel):
         if not (folder / "recipe.json").is_file():
             raise UserError(f"{folder}: no run there; give a folder that `kilopix train` writes.")
         self.folder = folder
         self.worker = worker
         self.like = like
-        self.device = device
         self.recipe: dict[str, Any] = read_json(folder / "recipe.json")["recipe"]
         self.prompts = prompts_to_try(like.generator.recipe, SHOWN)
         self.milestones: deque[Milestone] = deque(maxlen=_KEPT)
@@ -109,7 +108,7 @@ class TrainingView:
     def _sample(self, checkpoint: Path) -> None:
         """On the worker's thread: load the checkpoint, and make its pictures."""
         try:
-            generator = Generator.from_pretrained(checkpoint, self.device)
+            generator = Generator.from_pretrained(checkpoint, self.like.generator.device)
         except UserError as error:
             say(f"{checkpoint}: no pictures of it ({error})")  # it may be deleted for a newer one meanwhile
             return
