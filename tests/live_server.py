@@ -4,7 +4,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,3 +66,18 @@ def live_server(
             prepared.site.hang_up()
             server.should_exit = True
             thread.join()
+
+
+def wait_until(true: Callable[[], object]) -> None:
+    ended = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < ended, "it did not come about"
+        time.sleep(0.01)
+
+
+def hold(worker: Worker) -> threading.Event:
+    """Keep the worker busy until the event is set."""
+    go = threading.Event()
+    worker.call(lambda: go.wait(60))
+    wait_until(lambda: worker.running)
+    return go

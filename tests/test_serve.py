@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,7 @@ from PIL import Image
 from kilopix.generator import Generator
 from kilopix.web.guard import _PAGE
 from kilopix.web.requests import Limits
-from kilopix.web.worker import Worker
-from live_server import Live, live_server, lively_run
+from live_server import Live, hold, live_server, lively_run, wait_until
 
 JOBS = "/v1/images/generations"
 
@@ -315,21 +313,6 @@ def test_the_description_is_valid_openapi(client: httpx.Client):
         for one in path.values():
             assert one["operationId"]
             assert all(answer["description"] for answer in one["responses"].values())
-
-
-def wait_until(true: Callable[[], object]) -> None:
-    ended = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < ended, "it did not come about"
-        time.sleep(0.01)
-
-
-def hold(worker: Worker) -> threading.Event:
-    """Keep the worker busy until the event is set."""
-    go = threading.Event()
-    worker.call(lambda: go.wait(60))
-    wait_until(lambda: worker.running)
-    return go
 
 
 def test_a_full_queue_says_when_to_come_back(model: Path):

@@ -37,7 +37,7 @@ class Prepared:
 
 
 def run(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     host: str = "127.0.0.1",
     port: int = 7860,
     shards: Path | None = None,
@@ -57,7 +57,7 @@ def run(
 
 @contextmanager
 def prepare(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     shards: Path | None = None,
     run_folder: Path | None = None,
     limits: Limits | None = None,
@@ -93,8 +93,9 @@ def prepare(
         worker.close(float(_GRACE))
 
 
-def _own_run(path: Path) -> Path | None:
+def _own_run(given: Path | str) -> Path | None:
     """The run that a model's path is, if it has a log to show."""
+    path = Path(given)
     return path if (path / "log.jsonl").is_file() and (path / "recipe.json").is_file() else None
 
 

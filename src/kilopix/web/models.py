@@ -70,7 +70,7 @@ class ServedModel:
         self.make([("a photo", 0)], self.offer.sampling.model_copy(update={"steps": 1}))
 
 
-def load_models(paths: Sequence[Path], device: str) -> dict[str, ServedModel]:
+def load_models(paths: Sequence[Path | str], device: str) -> dict[str, ServedModel]:
     """Load models; each is named after its file or folder, with a number where that is taken."""
     models: dict[str, ServedModel] = {}
     for path in paths:
@@ -93,8 +93,11 @@ def share_encoders(generator: Generator, other: Generator) -> None:
         generator.__dict__["autoencoder"] = other.autoencoder
 
 
-def _name(path: Path) -> str:
-    """`run` of `run` and of `run/model.safetensors`; `run-000000012000` of a checkpoint."""
+def _name(given: Path | str) -> str:
+    """`run` of `run` and of `run/model.safetensors`; `run-12000` of a checkpoint; else the name as it is."""
+    path = Path(given)
+    if not path.exists():
+        return path.name or str(given)
     path = path.resolve()
     if path.is_file():
         path = path.parent if path.stem in ("model", "average", "network") else path.with_suffix("")

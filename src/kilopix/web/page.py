@@ -91,7 +91,7 @@ def build_page(server: Server, data: DataView | None, training: TrainingView | N
                 tabs.append(_tab("Data", lambda: build_data_tab(server.worker, data)))
             if training is not None:
                 with gr.Tab("Training") as watched:
-                    timer = build_training_tab(training)
+                    timer = build_training_tab(training, watched)
             tabs.append(_tab("API", lambda: build_api_tab(server)))
             if training is not None:
                 _run_while_seen(timer, watched, tabs)

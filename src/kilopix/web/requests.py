@@ -94,7 +94,7 @@ def request_type(limits: Limits) -> type[PictureRequest]:
         old = PictureRequest.model_fields[name]
         return kind, Field(default=old.default, description=old.description, **bounds)
 
-    text = {"max_length": limits.prompt}
+    text: dict[str, Any] = {"max_length": limits.prompt}
     return create_model(
         "PictureRequest",
         __base__=PictureRequest,

@@ -12,7 +12,7 @@ from kilopix.web.training_view import TrainingView
 _EVERY = 5.0
 
 
-def build_training_tab(view: TrainingView) -> gr.Timer:
+def build_training_tab(view: TrainingView, tab: gr.Tab) -> gr.Timer:
     """The tab's parts; the timer that renews them is to run only while the tab is looked at."""
     timer = gr.Timer(_EVERY, active=False)
     facts = gr.HTML(facts_html(view), elem_id="kp-facts")
@@ -37,8 +37,13 @@ def build_training_tab(view: TrainingView) -> gr.Timer:
         view.look_for_pictures()
         return facts_html(view), curve(view), pictures_html(view)
 
-    timer.tick(
-        renew, None, [facts, plot, pictures], show_progress="hidden", api_visibility="private", queue=True
+    gr.on(
+        [timer.tick, tab.select],
+        renew,
+        None,
+        [facts, plot, pictures],
+        show_progress="hidden",
+        api_visibility="private",
     )
     return timer
 
