@@ -19,11 +19,11 @@ from PIL import Image
 
 from kilopix.data.augmented import Augmenter
 from kilopix.data.cutmix import paste_at
-from kilopix.data.engines import Job, run_local
+from kilopix.data.engines import run_local
 from kilopix.data.loader import SampleOrder, load_batch
 from kilopix.data.manifest import Manifest, Row
 from kilopix.data.part_facts import LatentSums, PartFacts, gather
-from kilopix.data.parts import Parts, one_thread_here, write_table
+from kilopix.data.parts import Parts, TableJob, one_thread_here, write_table
 from kilopix.data.pixels import read_square
 from kilopix.data.rows import write_rows
 from kilopix.data.shards import ShardIndex, Shards, to_shard, write_index
@@ -142,7 +142,7 @@ def cores() -> None:
         rates = []
         for workers in (1, 2):
             parts, times = Parts(folder / f"parts{workers}", count // rows), []
-            job = Job(make, parts)
+            job = TableJob(make, parts)
             run_local(job, parts.missing(), workers, lambda _, times=times: times.append(time.perf_counter()))
             steady = times[workers:]
             rates.append(rows * (len(steady) - 1) / (steady[-1] - steady[0]))
