@@ -47,7 +47,7 @@ def sample(
 @app.command(epilog=example("kilopix serve run --shards shards"))
 def serve(
     models: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(help="Run folders, checkpoints or .safetensors files; two can be compared."),
     ],
     host: Annotated[

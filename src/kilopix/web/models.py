@@ -87,9 +87,11 @@ def load_models(paths: Sequence[Path | str], device: str) -> dict[str, ServedMod
 
 def share_encoders(generator: Generator, other: Generator) -> None:
     """Let a generator use the frozen networks of another where they are the same, in place of its own."""
-    if generator.text_fingerprint == other.text_fingerprint:
+    mine, theirs = generator.recipe, other.recipe
+    if mine.text == theirs.text and generator.text_fingerprint == other.text_fingerprint:
         generator.__dict__["text_encoder"] = other.text_encoder
-    if generator.autoencoder_fingerprint == other.autoencoder_fingerprint:
+    same_codec = generator.autoencoder_fingerprint == other.autoencoder_fingerprint
+    if mine.autoencoder == theirs.autoencoder and same_codec:
         generator.__dict__["autoencoder"] = other.autoencoder
 
 
