@@ -1,5 +1,6 @@
 """What the page looks into: shards at every noise level, a run that is being written, prompts to try."""
 
+import itertools
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,7 +46,7 @@ def test_data_are_clean_at_0_and_noise_at_1(tiny_demo: Path, served: ServedModel
     assert len(plain.noisy) == len(TIMES)
     distances = [far(plain.picture, noisy) for noisy in plain.noisy]
     assert distances[0] < 1
-    assert all(later > sooner for sooner, later in zip(distances[:-1], distances[1:], strict=True))
+    assert all(later > sooner for sooner, later in itertools.pairwise(distances))
     assert far(plain.noisy[-1], mixed.noisy[-1]) > 20  # each version has noise of its own
     channels, height, width = view.shards.index.latent_shape
     assert plain.latents.size == (4 * width + 3, 4 * height + 3)

@@ -1,7 +1,7 @@
 """Weights to a web page and a REST endpoint, until it is told to stop.
 
-In: one or more models by path or name, and, for their tabs, shards and a run folder. Out: nothing on disk; the address is
-printed. SIGTERM and Ctrl-C end what is in work, turn away what waits, and stop.
+In: one or more models by path or name, and, for their tabs, shards and a run folder. Out: nothing on disk;
+the address is printed. SIGTERM and Ctrl-C end what is in work, turn away what waits, and stop.
 """
 
 import os

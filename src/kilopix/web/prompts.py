@@ -42,7 +42,7 @@ def prompts_to_try(recipe: Recipe, count: int = 10) -> list[str]:
 
     left: list[str] = []
     prompts: list[str] = []
-    while len(prompts) < count:
+    for _ in range(4 * count):  # some come up twice where few objects are known
         first, second, third = three()
         fourth, fifth, sixth = three()
         prompts += [
