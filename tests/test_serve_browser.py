@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from kilopix.generator import Generator
-from kilopix.web.requests import Limits
+from kilopix.web.requests import Limits, Order
 from live_server import Live, hold, live_server, lively_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -146,17 +146,20 @@ def test_a_mistake_is_told_and_what_was_made_comes_back(browsers: list[Any]):
 
 
 def test_who_stops_or_leaves_is_dropped(browsers: list[Any], live: Live):
+    def waiting() -> int:
+        return sum(isinstance(ticket.work, Order) and not ticket.dropped for ticket in live.worker._waiting)
+
     go = hold(live.worker)
     try:
         for browser in browsers:
             find(browser, "#kp-prompt textarea").send_keys("never mind")
             find(browser, "#kp-go").click()
-        wait_until(browsers[0], lambda _: live.worker.waiting == 2)
+        wait_until(browsers[0], lambda _: waiting() == 2)
         wait_until(browsers[0], lambda b: "before yours" in find(b, "#kp-result").text)
         find(browsers[0], "#kp-stop").click()
-        wait_until(browsers[0], lambda _: live.worker.waiting == 1)
+        wait_until(browsers[0], lambda _: waiting() == 1)
         browsers[1].get("about:blank")
-        wait_until(browsers[0], lambda _: live.worker.waiting == 0)
+        wait_until(browsers[0], lambda _: waiting() == 0)
     finally:
         go.set()
 

@@ -12,7 +12,7 @@ from kilopix.web.data_view import TIMES, DataView, Look, Version
 from kilopix.web.worker import Closing, QueueFull, Worker
 
 
-def build_data_tab(worker: Worker, view: DataView) -> None:
+def build_data_tab(worker: Worker, view: DataView, tab: gr.Tab) -> None:
     """The tab's fields, and what they do."""
     gr.HTML(markup.note(view.about()))
     with gr.Row(elem_classes="kp-bar"):
@@ -36,9 +36,8 @@ def build_data_tab(worker: Worker, view: DataView) -> None:
             ticket.drop()
 
     told: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
-    number.change(look, number, shown, **told)
+    gr.on([number.change, tab.select], look, number, shown, **told)
     other.click(lambda: random.randrange(len(view)), None, number, **told)
-    gr.on(None, look, number, shown, **told)
 
 
 def look_html(look: Look, view: DataView) -> str:

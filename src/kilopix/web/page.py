@@ -84,23 +84,23 @@ def build_page(server: Server, data: DataView | None, training: TrainingView | N
     with gr.Blocks(title=f"kilopix: {first.name}", analytics_enabled=False) as page:
         gr.HTML(markup.header(first.name, first.facts))
         with gr.Tabs():
-            tabs = [_tab("Make", lambda: build_make_tab(server))]
+            tabs = [_tab("Make", lambda _: build_make_tab(server))]
             if len(server.models) > 1:
-                tabs.append(_tab("Compare", lambda: build_compare_tab(server)))
+                tabs.append(_tab("Compare", lambda _: build_compare_tab(server)))
             if data is not None:
-                tabs.append(_tab("Data", lambda: build_data_tab(server.worker, data)))
+                tabs.append(_tab("Data", lambda tab: build_data_tab(server.worker, data, tab)))
             if training is not None:
                 with gr.Tab("Training") as watched:
                     timer = build_training_tab(training, watched)
-            tabs.append(_tab("API", lambda: build_api_tab(server)))
+            tabs.append(_tab("API", lambda _: build_api_tab(server)))
             if training is not None:
                 _run_while_seen(timer, watched, tabs)
     return page
 
 
-def _tab(name: str, build: Callable[[], None]) -> gr.Tab:
+def _tab(name: str, build: Callable[[gr.Tab], None]) -> gr.Tab:
     with gr.Tab(name) as tab:
-        build()
+        build(tab)
     return tab
 
 
