@@ -56,6 +56,7 @@ PARSED_ONLY = {
     "clusters.md": "needs a cluster",
     "data.md": "needs ImageNet and the paper's encoders",
     "evaluation.md": "needs the evaluators' weights from the hub; each command has a test of its own",
+    "serve.md": "serves until it is stopped; tests/test_serve.py starts it",
     "training.md": "needs several GPUs or machines; tests/test_distributed.py trains on several processes",
     "sources.md": "needs a data set, a server, or a model of the hub",
 }
@@ -67,6 +68,7 @@ NOT_KILOPIX = {
     "pip": "installs",
     "ray": "starts a cluster",
     "export": "sets a variable for the cluster",
+    "curl": "asks a server that runs",
     "torchrun": "starts processes; what it starts is parsed",
     "sbatch": "hands a job to Slurm",
     "vllm": "starts a server",

@@ -106,3 +106,34 @@ def export(
     about = About(name or out.resolve().name, license_name, tuple(dataset or ()))
     changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
     run(model, out, kind, scores or [], about, prompt or PROMPTS, seed, changes, device)
+
+
+@app.command(epilog=example("kilopix serve run --shards shards"))
+def serve(
+    models: Annotated[
+        list[str],
+        typer.Argument(help="Run folders, checkpoints or .safetensors files; two can be compared."),
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 7860,
+    shards: Annotated[Path | None, typer.Option(help="Shards that it was trained on, to explore.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="A run to show as it goes; MODELS itself, if it is one.")
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Pictures that are made together.")] = 16,
+    max_images: Annotated[int, typer.Option(min=1, help="Pictures that one may ask for.")] = 8,
+    max_steps: Annotated[int, typer.Option(min=1, max=1000, help="Steps that one may ask for.")] = 100,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="A name by which a proxy or tunnel calls the server.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Serve a web page and a REST endpoint that make pictures."""
+    from kilopix.stages.serve import run as run_server
+    from kilopix.web.requests import Limits
+
+    limits = Limits(queue=queue, batch=batch, images=max_images, steps=max_steps)
+    run_server(models, host, port, shards, run, limits, device, allow_host or [])
