@@ -160,6 +160,7 @@ def test_commands_in_running_text_have_such_options():
             name, *rest = text.split()
             assert name in known, f"{path.name}: kilopix {text}"
             options = {option for p in known[name].params for option in (*p.opts, *p.secondary_opts)}
+            options.add("--help")
             unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in options]
             assert not unknown, f"{path.name}: kilopix {text}: {unknown}"
             seen += 1
