@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from kilopix.config import Config, merge, parse, parse_overrides, read_toml
 from kilopix.data.cutmix import SettingChoice
 from kilopix.data.text_storage import TextStorage
+from kilopix.data.windows import Windows
 from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.models.dit import DiTConfig
@@ -56,9 +57,12 @@ class DataConfig(Config):
     """Pictures, captions and augmentation."""
 
     image_size: int = Field(default=64, ge=24)
-    captioner: Literal["aio", "structured"] = "structured"
+    captioner: Literal["aio", "structured", "given", "model", "server"] = "structured"
     augment: AugmentConfig = AugmentConfig()
     text_storage: TextStorage = "float16"
+    windows: Windows = Field(
+        default="square", description="what a window is a part of: the centred square, or the whole picture"
+    )
 
 
 class TrainingConfig(Config):
@@ -71,6 +75,7 @@ class TrainingConfig(Config):
     average: AverageConfig = AverageConfig()
     checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)
+    start_from: str = Field(default="", description="run, or weights, to begin from; none if empty")
     log_every: int = Field(default=1_000, ge=1, description="images between lines of the log")
 
 

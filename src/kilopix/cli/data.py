@@ -162,6 +162,10 @@ def encode(
     stored: Annotated[
         bool, typer.Option("--stored", help="Take the arrays of the published release's tar shards.")
     ] = False,
+    codec: Annotated[
+        Path | None,
+        typer.Option(help="Shards whose patch codec is used, so that a run on these can start from theirs."),
+    ] = None,
     workers: Workers = None,
     engine: EngineName = "local",
     part_rows: PartRows = 1024,
@@ -171,7 +175,7 @@ def encode(
     from kilopix.stages.encode import run
 
     loaded = load_recipe(recipe, overrides or [])
-    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored)
+    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored, codec)
 
 
 @app.command(epilog=example("kilopix verify shards"))

@@ -17,13 +17,18 @@ def train(
     overrides: Overrides = None,
     recipe: RecipeName = "mini",
     device: Device = "auto",
+    start_from: Annotated[
+        str | None,
+        typer.Option(help="Run, or weights, to begin from, in place of the recipe's; '' for none."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print recipe, parameters and FLOPs, and stop.")] = False,
 ) -> None:
     """Train a model on shards; Ctrl-C saves, and the same command goes on."""
     from kilopix.recipe import load_recipe
     from kilopix.stages.train import describe, run
 
-    loaded = load_recipe(recipe, overrides or [])
+    begin = [] if start_from is None else [f"training.start_from={start_from}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *begin])
     if dry_run:
         describe(shards, loaded)
     else:

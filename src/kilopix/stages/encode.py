@@ -7,6 +7,7 @@ beside the shards.
 
 import os
 import random
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,7 @@ from kilopix.data.shards import (
     write_index,
 )
 from kilopix.data.sources import BrokenImage, release_arrays
+from kilopix.data.windows import windows_of
 from kilopix.pretrained.autoencoder import (
     Autoencoder,
     SDAutoencoderConfig,
@@ -41,6 +43,7 @@ from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.pretrained.text_encoder import TextEncoder, encode_in_batches, load_text_encoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
+    atomic_path,
     pick_device,
     read_json,
     remove_folder,
@@ -71,10 +74,12 @@ def run(
     engine: Engine = "local",
     rows_per_part: int = ROWS_PER_PART,
     stored: bool = False,
+    codec: Path | None = None,
 ) -> ShardIndex:
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
-    With `online`, the recipe's augmented pictures are made while encoding rather than read. With `stored`,
+    `codec` names other shards, or a run, whose patch codec is used instead of one fitted on the pictures,
+    so that a run on them can start from one on those. With `online`, the recipe's augmented pictures are made while encoding rather than read. With `stored`,
     what the published release keeps beside its pictures is taken as it is, and nothing plain is encoded.
     """
     if stored:
@@ -95,6 +100,11 @@ def run(
         "rows_per_part": rows_per_part,
         "stored": stored,
     }
+    if recipe.data.windows != "square":
+        job["windows"] = recipe.data.windows
+    if codec is not None:
+        codec = _given_codec(codec, recipe)
+        job["codec"] = sha256_of_file(codec)
     if (out / INDEX).exists():
         check_same_job(read_json(out / JOB), job, out)
         index = read_index(out)
@@ -102,6 +112,9 @@ def run(
         return index
     pictures = _pictures(plain, manifest, augmented, online, recipe, out, job)
     device = device if engine == "ray" else pick_device(device)
+    if codec is not None and not (out / CODEC).exists():
+        with atomic_path(out / CODEC) as temporary:
+            shutil.copyfile(codec, temporary)
     psnr = _fit_codec(pictures["plain"], out, recipe)
     parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
     make = EncodePart(pictures, parts, recipe, out, device, stored)
@@ -156,6 +169,14 @@ def _check_release(recipe: Recipe) -> None:
             "--stored: the release holds states of Flan-T5-XL and latents of Stable Diffusion's autoencoder; "
             f"set text.kind=t5, autoencoder.kind=sd and data.image_size={RELEASE_SIDE}."
         )
+
+
+def _given_codec(folder: Path, recipe: Recipe) -> Path:
+    """The file of another data set's patch codec, checked against the recipe's settings."""
+    if not isinstance(recipe.autoencoder, PatchCodecConfig):
+        raise UserError(f"--codec: for autoencoder.kind=patch; the recipe's is {recipe.autoencoder.kind!r}.")
+    load_autoencoder(recipe.autoencoder, folder, "cpu")
+    return folder / CODEC
 
 
 def _fit_codec(pictures: Pictures, out: Path, recipe: Recipe) -> float | None:
@@ -257,7 +278,9 @@ class EncodePart:
             sums=LatentSums.of(made.moments),
         )
         short_texts = self._short_texts(made)
-        table = to_shard(made.rows, made.moments, made.texts, short_texts, self.recipe.data.text_storage)
+        data = self.recipe.data
+        windows = windows_of(made.rows, data.windows, self.pictures["plain"].rows)
+        table = to_shard(made.rows, made.moments, made.texts, short_texts, data.text_storage, windows)
         return facts.put_into(table, text.encode([""]) if part == 0 else None)
 
     def _encode(self, pictures: Pictures, rows: list[Row]) -> "Encoded":

@@ -20,13 +20,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kilopix.data.loader import Batch, SampleOrder, load_batch
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
+from kilopix.graft import beginning
 from kilopix.network import (
     Network,
     build_network,
@@ -48,6 +50,7 @@ from kilopix.runtime import (
 from kilopix.training.averages import ExponentialAverage
 from kilopix.training.checkpoint import (
     Progress,
+    checkpoints,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -90,7 +93,9 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
-    _open_run(out, header)
+    begun = (out / MODEL).exists() or bool(checkpoints(out / CHECKPOINTS))
+    weights = None if begun else beginning(recipe, header, out / RECIPE)
+    header = _open_run(out, header)
     if (out / MODEL).exists():
         say(f"{out}: already trained on {recipe.training.images:,} images.")
         return True
@@ -98,7 +103,7 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(shards_folder / CODEC, temporary)
     device = pick_device(device)
-    state = _start(recipe, index.latent_shape[0], index.text_width, device)
+    state = _start(recipe, index.latent_shape[0], index.text_width, device, weights)
     if newest := newest_checkpoint(out / CHECKPOINTS):
         progress = load_checkpoint(newest, state.network, state.average.network, state.optimizer)
         state.images_seen, state.seconds = progress.images_seen, progress.seconds
@@ -126,15 +131,14 @@ def describe(shards_folder: Path, recipe: Recipe) -> None:
     say(f"run: {3 * forward * recipe.training.images:.2e} FLOPs on {recipe.training.images:,} pictures")
 
 
-def _open_run(out: Path, header: dict[str, object]) -> None:
-    """Record what the run is, or refuse the folder of another run."""
+def _open_run(out: Path, header: dict[str, Any]) -> dict[str, Any]:
+    """Record what the run is, or refuse the folder of another run; returns the record."""
     record = out / RECIPE
     if not record.exists():
         write_json(record, header)
-        return
+        return header
     before = read_json(record)
     sections = header["recipe"]
-    assert isinstance(sections, dict)
     trained = [key for key in sections if key not in AFTER_TRAINING]
     changed = [key for key in trained if before["recipe"].get(key) != sections[key]]
     if changed:
@@ -143,16 +147,22 @@ def _open_run(out: Path, header: dict[str, object]) -> None:
         )
     if before["shards"] != header["shards"]:
         raise UserError(f"{out}: this run was begun on other shards; choose another folder for the new run.")
+    return header | {key: before[key] for key in ("started_from",) if key in before}
 
 
-def _start(recipe: Recipe, channels: int, text_width: int, device: str) -> Run:
-    network = build_network(recipe, channels, text_width).to(device).train()
+def _start(
+    recipe: Recipe, channels: int, text_width: int, device: str, weights: dict[str, Tensor] | None
+) -> Run:
+    network = build_network(recipe, channels, text_width)
+    if weights is not None:
+        network.load_state_dict(weights)
+    network = network.to(device).train()
     average = ExponentialAverage(network, recipe.training.average)
     return Run(network, average, build_optimizer(recipe.optimizer, network), 0, 0.0)
 
 
 def _train(
-    state: Run, shards: Shards, out: Path, recipe: Recipe, header: dict[str, object], device: str
+    state: Run, shards: Shards, out: Path, recipe: Recipe, header: dict[str, Any], device: str
 ) -> bool:
     """The loop; returns whether it came to its end rather than to a signal."""
     training = recipe.training
@@ -216,7 +226,7 @@ def sample_latents(moments: LatentMoments, generator: torch.Generator) -> torch.
     return moments.mean + moments.std * torch.randn(moments.mean.shape, generator=generator)
 
 
-def _save(state: Run, out: Path, header: dict[str, object], keep: int) -> None:
+def _save(state: Run, out: Path, header: dict[str, Any], keep: int) -> None:
     progress = Progress(state.images_seen, state.seconds)
     folder = out / CHECKPOINTS
     save_checkpoint(folder, state.network, state.average.network, state.optimizer, progress, header, keep)
