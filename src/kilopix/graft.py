@@ -30,7 +30,7 @@ from kilopix.types import UserError
 _FREE = {"dit": ("routing",), "rin": ("latents",)}
 """Keys of a network's config that may change: routing has no weights, latents are grown."""
 _APART = 0.1
-"""Deviation of the noise by which grown latents differ from those they are copies of, as a share of theirs."""
+"""Deviation of the noise that moves copies of latents apart, as a share of the latents' own."""
 _FINGERPRINTS = ("text_fingerprint", "autoencoder_fingerprint")
 
 
@@ -78,8 +78,8 @@ class Source:
 def beginning(recipe: Recipe, header: dict[str, Any], record: Path) -> dict[str, Tensor] | None:
     """The weights with which a run begins that is to start from another; None if it starts from none.
 
-    `header` gets an entry `started_from`; if the run's `record` (its recipe.json) has one already, the weights
-    must be the same still.
+    `header` gets an entry `started_from`; if the run's `record` (its recipe.json) has one already, the
+    weights must be the same still.
     """
     if not recipe.training.start_from:
         return None
@@ -216,8 +216,9 @@ def _differs(origin: Path | str, what: str, there: object, here: object, hint: s
 
 def resized_positions(positions: Tensor, before: int, after: int) -> Tensor:
     """Learned positions of a square grid, `tokens width`, for another grid over the same picture."""
+    # The cubic of torch's antialiased mode keeps straight lines straight; that of its plain mode does not.
     grid = rearrange(positions.float(), "(h w) d -> 1 d h w", h=before)
-    out = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=after < before)
+    out = F.interpolate(grid, size=(after, after), mode="bicubic", antialias=True)
     return rearrange(out, "1 d h w -> (h w) d").to(positions.dtype)
 
 

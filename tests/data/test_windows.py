@@ -1,9 +1,8 @@
-"""Windows of pictures that were cut when they were encoded, and that a network which is told them heeds them."""
+"""Which part of its whole picture an encoded square shows."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from kilopix.data.manifest import Manifest, Row
 from kilopix.data.rows import write_rows

@@ -25,7 +25,7 @@ from kilopix.data.manifest import (
 )
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.quality import Fault, examine
-from kilopix.data.sources import BrokenImage, list_source, open_picture
+from kilopix.data.sources import EVERYTHING, BrokenImage, Selection, list_source, open_picture
 from kilopix.data.world.captions import short_caption, structured_caption
 from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.pretrained.captioner import ONLY_SPEED, Captioner, CaptionerConfig, load_captioner
@@ -67,9 +67,10 @@ def run(
     cleaning: Cleaning = "recommended",
     device: str = "auto",
     engine: Engine = "local",
+    selection: Selection = EVERYTHING,
 ) -> Manifest:
-    """Caption every picture of `images`; the same command again goes on, or says that it is done."""
-    pictures = read_pictures(images)
+    """Caption the selected pictures of `images`; the same command again goes on, or says that it is done."""
+    pictures = read_pictures(images, selection)
     scenes = _scenes(images, captioner)
     job = _job(pictures, captioner, seed, cleaning)
     if done := finished(out, job):
@@ -132,13 +133,17 @@ def redo(
     return read_manifest(out)
 
 
-def read_pictures(images: Path) -> Pictures:
+def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
     """The pictures of a source or of a manifest, with a fingerprint that changes when they do."""
     if is_manifest(images):
+        if selection:
+            raise UserError(f"{images}: a manifest has no columns to select by; give the source it is of.")
         manifest = read_manifest(images)
         again, broken = _split_failed(manifest)
         return Pictures(manifest.root, manifest.rows + again, sha256_of_file(images), broken)
-    source = list_source(images)
+    source = list_source(images, selection)
+    if source.tally:
+        say(f"{images}: {source.tally}.")
     rows = [Row(item.path, item.class_name, item.caption, error=item.error) for item in source.items]
     unused = [Row(_printable(path), "", error=why) for path, why in source.unused]
     return Pictures(source.root, rows, source.fingerprint(), unused)

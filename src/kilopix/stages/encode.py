@@ -79,8 +79,9 @@ def run(
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
     `codec` names other shards, or a run, whose patch codec is used instead of one fitted on the pictures,
-    so that a run on them can start from one on those. With `online`, the recipe's augmented pictures are made while encoding rather than read. With `stored`,
-    what the published release keeps beside its pictures is taken as it is, and nothing plain is encoded.
+    so that a run on them can start from one on those. With `online`, the recipe's augmented pictures are
+    made while encoding rather than read. With `stored`, what the published release keeps beside its
+    pictures is taken as it is, and nothing plain is encoded.
     """
     if stored:
         _check_release(recipe)
