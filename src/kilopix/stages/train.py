@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kilopix.config import parse
 from kilopix.data.loader import Batch, SampleOrder, load_batch
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
@@ -139,8 +140,10 @@ def _open_run(out: Path, header: dict[str, Any]) -> dict[str, Any]:
         return header
     before = read_json(record)
     sections = header["recipe"]
+    # Settings that are newer than the run have their defaults in it.
+    was = parse(Recipe, before["recipe"], str(record)).model_dump(mode="json")
     trained = [key for key in sections if key not in AFTER_TRAINING]
-    changed = [key for key in trained if before["recipe"].get(key) != sections[key]]
+    changed = [key for key in trained if was[key] != sections[key]]
     if changed:
         raise UserError(
             f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
