@@ -4,6 +4,7 @@ In: a recipe, and what its encoders give. Out: numbers. Activations are counted,
 forward on tensors without values, and what is kept for the backward pass is added up.
 """
 
+import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -155,17 +156,24 @@ class Budget:
         if (self.recipe.latent_side // model.patch) ** 2 < model.routing.min_tokens or not passed:
             return 0.0
 
-        def blocks(side: int) -> float:
-            """FLOPs of the blocks that are passed by, at a latent side."""
-            size = data.model_copy(update={"image_size": side * self.recipe.downsampling})
-            smaller = self.recipe.model_copy(update={"data": size})
-            deep = smaller.model_copy(update={"model": model.model_copy(update={"depth": passed + 1})})
-            flat = smaller.model_copy(update={"model": model.model_copy(update={"depth": 1})})
+        def blocks(tokens: int) -> float:
+            """FLOPs of the blocks that are passed by, for a square number of tokens."""
+            pixels = math.isqrt(tokens) * model.patch * self.recipe.downsampling
+            sized = data.model_copy(update={"image_size": pixels})
             given = self.encoded.channels, self.encoded.text_width, self.encoded.tokens
-            return flops_per_image(deep, *given) - flops_per_image(flat, *given)
+            deep, flat = (
+                flops_per_image(self.recipe.model_copy(update={"data": sized, "model": one}), *given)
+                for one in (model.model_copy(update={"depth": d}) for d in (passed + 1, 1))
+            )
+            return deep - flat
 
-        side = self.recipe.latent_side
-        return blocks(side) - blocks(round(side * (1 - model.routing.share) ** 0.5))
+        # A polynomial of second degree in the tokens, of which three values tell the rest.
+        tokens = (self.recipe.latent_side // model.patch) ** 2
+        kept = round(tokens * (1 - model.routing.share))
+        at_1, at_4, at_9 = (blocks(count) for count in (1, 4, 9))
+        curve = ((at_9 - at_4) / 5 - (at_4 - at_1) / 3) / 8
+        slope = (at_4 - at_1) / 3 - 5 * curve
+        return curve * (tokens**2 - kept**2) + slope * (tokens - kept)
 
     @property
     def flops(self) -> float:
@@ -177,21 +185,25 @@ class Budget:
         """Rows of the shards: every picture, and its augmented version if the recipe uses any."""
         return self.pictures * (2 if self.recipe.objective.augment_probability else 1)
 
-    @property
-    def row_bytes(self) -> float:
-        """Bytes of a row: mean and deviation of the latents (a patch codec has none), states of the captions."""
-        data = self.recipe.data
+    def row_bytes(self, augmented: bool = False) -> float:
+        """Bytes of a row: latents (a patch codec's have no deviation) and the states of the captions."""
+        data, most = self.recipe.data, self.recipe.text.max_tokens
         token = self.encoded.text_width * _TEXT_BYTES[data.text_storage]
         token += 4 if data.text_storage == "int8" else 0
-        short = TOKENS["aio"] if data.captioner in ("model", "server", "structured") else 0
+        tokens = self.encoded.tokens
+        if augmented:  # CutMix describes both pictures, Crop says which part it is
+            tokens = min(most, 2 * tokens if data.augment.kind == "cutmix" else tokens + TOKENS["aio"])
+        if not augmented and data.captioner != "aio":
+            tokens += TOKENS["aio"]  # the short caption
         moments = 1 if isinstance(self.recipe.autoencoder, PatchCodecConfig) else 2
         latents = moments * 2 * self.encoded.channels * self.recipe.latent_side**2
-        return latents + (self.encoded.tokens + short) * token + _ROW
+        return float(latents + tokens * token + _ROW)
 
     @property
     def shard_bytes(self) -> float:
         """Bytes of all shards."""
-        return self.rows * self.row_bytes
+        augmented = self.rows - self.pictures
+        return self.pictures * self.row_bytes() + augmented * self.row_bytes(augmented=True)
 
     @property
     def checkpoint_bytes(self) -> float:

@@ -106,12 +106,13 @@ def _usual(recipe: Recipe) -> int:
 
 def _shards(budget: Budget, question: Question) -> str:
     if question.shards is not None:
-        held = sum((question.shards / name).stat().st_size for name in Shards(question.shards).index.files)
-        return f"{_size(held)} in {question.shards}"
+        files = Shards(question.shards).index.files
+        held = sum((question.shards / name).stat().st_size for name in files)
+        return f"{_size(float(held))} in {question.shards}"
     usual = "as many as ImageNet has" if budget.pictures == IMAGENET else "as many as are drawn"
     what = f"{budget.pictures:,} pictures" + ("" if question.images else f" ({usual}; --images)")
     times = " and their augmented versions" if budget.rows > budget.pictures else ""
-    return f"{_size(budget.shard_bytes)}: {what}{times}, {_size(budget.row_bytes)} a row"
+    return f"{_size(budget.shard_bytes)}: {what}{times}, {_size(budget.row_bytes())} a row"
 
 
 def _memory(memory: Memory, precision: Precision, kind: Device | None) -> str:
