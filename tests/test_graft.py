@@ -260,7 +260,7 @@ class TestRuns:
         record = tmp_path / "recipe.json"
         record.write_text(json.dumps({"started_from": {"sha256": "0" * 64}}))
         with pytest.raises(UserError, match="has changed since"):
-            beginning(loaded, dict(header), record)
+            beginning(loaded, dict(header), record, begun=False)
 
 
 def test_released_weights_can_begin_a_run(tmp_path: Path):

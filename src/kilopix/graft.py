@@ -75,24 +75,30 @@ class Source:
         }
 
 
-def beginning(recipe: Recipe, header: dict[str, Any], record: Path) -> dict[str, Tensor] | None:
-    """The weights with which a run begins that is to start from another; None if it starts from none.
+def beginning(
+    recipe: Recipe, header: dict[str, Any], record: Path, begun: bool, tell: bool = True
+) -> dict[str, Tensor] | None:
+    """The weights with which a run begins that is to start from another; None if it has begun, or from none.
 
     `header` gets an entry `started_from`; if the run's `record` (its recipe.json) has one already, the
     weights must be the same still.
     """
     if not recipe.training.start_from:
         return None
-    begun = read_json(record).get("started_from") if record.exists() else None
+    before = read_json(record).get("started_from") if record.exists() else None
+    if begun:
+        header["started_from"] = before
+        return None
     source = read_source(find_weights(_existing(recipe.training.start_from)))
     header["started_from"] = source.record()
-    if begun and begun["sha256"] != header["started_from"]["sha256"]:
+    if before and before["sha256"] != header["started_from"]["sha256"]:
         raise UserError(
             f"{source.path}: has changed since {record.parent} was begun from it; put the old weights back, "
             "or choose another folder for the new run."
         )
     grafted = start_from(source, recipe, header)
-    say(f"starting from {source.path}" + "".join(f"; {change}" for change in grafted.changes) + ".")
+    if tell:
+        say(f"starting from {source.path}" + "".join(f"; {change}" for change in grafted.changes) + ".")
     return grafted.weights
 
 

@@ -26,6 +26,7 @@ class ExponentialAverage:
     def __init__(self, network: nn.Module, config: AverageConfig):
         self.config = config
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        self.networks = [self.network]
 
     def beta(self, images_seen: int, batch: int) -> float:
         """The weight that the old average keeps at this step."""
