@@ -184,11 +184,12 @@ def _told_to_all(final: Path, processes: Processes) -> Iterator[None]:
     problems = [text for text in processes.gather(problem) if text]
     if problems:
         raise UserError(
-            f"{final}: the checkpoint could not be written ({problems[0]}); the last one is kept."
+            f"{final}: the checkpoint could not be written ({problems[0]}); the last one is kept. Make room, "
+            "or set training.keep_checkpoints lower; the same command goes on from there."
         )
 
 
-def _cause(error: Exception) -> BaseException:
+def _cause(error: BaseException) -> BaseException:
     """The error itself, out of those that torch.distributed.checkpoint collects from all processes."""
     failures = getattr(error, "failures", None)
     return next(iter(failures.values()))[0] if failures else error

@@ -11,7 +11,7 @@ from typing import Any
 from kilopix.runtime import atomic_path
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
-_SUMS = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
+_SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
 
 
 class LogWindow:
@@ -38,9 +38,11 @@ class LogWindow:
             sums["steps"] += 1
         else:
             sums["left_out"] += 1
-        mean = sums["loss"] / max(1, sums["taken"])
-        self.note = f"loss {mean:.4f}  {sums['images'] / max(sums['seconds'], 1e-9):.1f} images/s"
-        return images_seen // self.every > (images_seen - images) // self.every
+        full = images_seen // self.every > (images_seen - images) // self.every
+        if full or not self.note:
+            mean, rate = sums["loss"] / max(1, sums["taken"]), sums["images"] / max(sums["seconds"], 1e-9)
+            self.note = f"loss {mean:.4f}  {rate:.1f} images/s"
+        return full
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps of the stretch that is not full."""
