@@ -63,7 +63,7 @@ class DataConfig(Config):
     image_size: int = Field(default=64, ge=24)
     captioner: Literal["aio", "structured", "given", "model", "server"] = "structured"
     augment: AugmentConfig = AugmentConfig()
-    text_storage: TextStorage = "float16"
+    text_storage: TextStorage = "bfloat16"  # T5's states can be too large for float16
     windows: Windows = Field(
         default="square", description="what a window is a part of: the centred square, or the whole picture"
     )

@@ -35,6 +35,10 @@ class Rows:
     def __getitem__(self, i: int) -> Row:
         return from_table(self._table.slice(i, 1))[0]
 
+    def value(self, i: int, column: str) -> str:
+        """The text of one column of row i, which is all that is read."""
+        return self._table.column(column)[i].as_py()
+
     def span(self, start: int, stop: int) -> list[Row]:
         """The rows from `start` to before `stop`, or to the end."""
         return from_table(self._table.slice(start, stop - start))

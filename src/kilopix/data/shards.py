@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -244,9 +245,14 @@ class Blobs:
     """A column of bytes, as views of one array; Arrow's own access costs several times as much."""
 
     def __init__(self, column: "pa.Array"):
+        import pyarrow as pa
+
         _, offsets, data = column.buffers()
         self._offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-        self._data = np.frombuffer(data or b"", np.uint8)
+        size = data.size if data is not None else 0
+        # Through torch, which warns of every array that says that it cannot be written to, as one straight
+        # from the mapped file would; nobody writes to it.
+        self._data = torch.from_dlpack(pa.Array.from_buffers(pa.uint8(), size, [None, data])).numpy()
 
     def __getitem__(self, i: int) -> np.ndarray:
         return self._data[self._offsets[i] : self._offsets[i + 1]]

@@ -94,10 +94,14 @@ class LevelEmbedder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        inputs = width // 4
+        self.inputs = width // 4
         self.frequencies: Tensor
-        self.register_buffer("frequencies", embedding_frequencies(inputs), persistent=False)
-        self.map_time = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("frequencies", embedding_frequencies(self.inputs), persistent=False)
+        self.map_time = nn.Sequential(nn.Linear(self.inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+    def fill_constants(self) -> None:
+        """Compute what no weights file holds, for a network that was built on the meta device."""
+        self.frequencies = embedding_frequencies(self.inputs)
 
     def forward(self, level: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
         """Embed the levels."""

@@ -4,7 +4,6 @@ In: a tsv, csv, jsonl or Parquet file beside the pictures. Out: items in the ord
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from kilopix.data.sources.folders import files_below
 from kilopix.data.sources.items import IMAGE_ENDINGS, Source, SourceItem
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
+from kilopix.runtime import iterate_lines
 
 NAMES = ("captions", "metadata")
 ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -76,7 +76,7 @@ def _column(row: dict[str, Any], names: tuple[str, ...], table: Path, what: str)
 
 def _rows(table: Path) -> Iterator[dict[str, Any]]:
     """The rows of a table by the names of its columns, in small letters."""
-    readers = {".tsv": _separated, ".csv": _separated, ".jsonl": _json_lines, ".parquet": _parquet}
+    readers = {".tsv": _separated, ".csv": _separated, ".jsonl": iterate_lines, ".parquet": _parquet}
     try:
         for row in readers[table.suffix](table):
             yield {str(name).lower(): value for name, value in row.items() if name is not None}
@@ -100,20 +100,6 @@ def _separated(table: Path) -> Iterator[dict[str, Any]]:
         for row in reader:
             if row:
                 yield dict(zip(names, row, strict=False))
-
-
-def _json_lines(table: Path) -> Iterator[dict[str, Any]]:
-    with table.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{table}: line {number} is not JSON ({error.msg}).") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{table}: line {number} is not a JSON object.")
-            yield row
 
 
 def _parquet(table: Path) -> Iterator[dict[str, Any]]:
