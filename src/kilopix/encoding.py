@@ -19,6 +19,7 @@ from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, PartFacts, ShardParts
 from kilopix.data.shards import to_shard
 from kilopix.data.sources import BrokenImage, release_arrays
+from kilopix.data.windows import windows_of
 from kilopix.pretrained.autoencoder import (
     Autoencoder,
     SDAutoencoderConfig,
@@ -115,7 +116,9 @@ class EncodePart:
             sums=LatentSums.of(made.moments),
         )
         short_texts = self._short_texts(made)
-        table = to_shard(made.rows, made.moments, made.texts, short_texts, self.recipe.data.text_storage)
+        data = self.recipe.data
+        windows = windows_of(made.rows, data.windows, self.pictures["plain"].rows)
+        table = to_shard(made.rows, made.moments, made.texts, short_texts, data.text_storage, windows)
         return facts.put_into(table, text.encode([""]) if part == 0 else None)
 
     def _encode(self, pictures: Pictures, rows: list[Row]) -> Encoded:

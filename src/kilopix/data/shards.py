@@ -5,6 +5,7 @@ with schema, encoders, token limit, image size, statistics of the latents, count
 Latents are stored in float16 as the autoencoder gives them, and whitened only when they are used.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from kilopix.data.manifest import Row
 from kilopix.data.part_facts import EMPTY_TEXT as EMPTY_TEXT
 from kilopix.data.part_facts import load_text
 from kilopix.data.parts import open_table
+from kilopix.data.pixels import WHOLE, Box
 from kilopix.data.text_storage import StoredText, TextStorage, pack, view
 from kilopix.runtime import read_json, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
@@ -75,16 +77,18 @@ def to_shard(
     texts: list[Tensor],
     short_texts: list[Tensor],
     storage: TextStorage = "float16",
+    windows: Sequence[Box] | None = None,
 ) -> "pa.Table":
     """One Arrow table of rows with their latents and the states (tokens, width) of both captions.
 
+    Without `windows`, each row of kind crop shows its box, and each other the whole.
     A short text that is the very tensor of the long one is not stored a second time.
     """
     import pyarrow as pa
 
     means, stds = moments.mean.half().cpu().numpy(), moments.std.half().cpu().numpy()
-    full = (0.0, 0.0, 1.0, 1.0)
-    windows = [row.box if row.kind == "crop" else full for row in rows]
+    if windows is None:
+        windows = [row.box if row.kind == "crop" else WHOLE for row in rows]
     shorts = [
         b"" if short is text else pack(short, storage) for short, text in zip(short_texts, texts, strict=True)
     ]

@@ -18,7 +18,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kilopix.config import Config
-from kilopix.models.rin_blocks import EPS, CrossAttention, Packing, RINBlock, SelfAttentionBlock, mlp
+from kilopix.models.rin_blocks import (
+    EPS,
+    CrossAttention,
+    Packing,
+    RINBlock,
+    SelfAttentionBlock,
+    can_look,
+    mlp,
+)
 from kilopix.types import TextStates
 
 _LAYER_SCALE = 0.1
@@ -279,7 +287,7 @@ def _cond_attention(block: nn.Module) -> CrossAttention:
 
 def _unless_all(mask: Tensor) -> Tensor | None:
     """No mask where all is real; on a GPU the mask stays, since to look would be to wait."""
-    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
+    return None if can_look(mask) and bool(mask.all()) else mask
 
 
 def _scatter(x: Tensor, index: Tensor, batch: int) -> Tensor:

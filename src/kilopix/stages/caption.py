@@ -23,7 +23,7 @@ from kilopix.data.manifest import (
 )
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.quality import Fault, examine
-from kilopix.data.sources import list_source
+from kilopix.data.sources import EVERYTHING, Selection, list_source
 from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
 from kilopix.runtime import remove_folder, say, sha256_of_file, sha256_of_text
@@ -57,9 +57,10 @@ def run(
     cleaning: Cleaning = "recommended",
     device: str = "auto",
     engine: Engine = "local",
+    selection: Selection = EVERYTHING,
 ) -> Manifest:
-    """Caption every picture of `images`; the same command again goes on, or says that it is done."""
-    pictures = read_pictures(images)
+    """Caption the selected pictures of `images`; the same command again goes on, or says that it is done."""
+    pictures = read_pictures(images, selection)
     scenes = _scenes(images, captioner)
     job = _job(pictures, captioner, seed, cleaning)
     if done := finished(out, job):
@@ -122,13 +123,17 @@ def redo(
     return read_manifest(out)
 
 
-def read_pictures(images: Path) -> Pictures:
+def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
     """The pictures of a source or of a manifest, with a fingerprint that changes when they do."""
     if is_manifest(images):
+        if selection:
+            raise UserError(f"{images}: a manifest has no columns to select by; give the source it is of.")
         manifest = read_manifest(images)
         again, broken = _split_failed(manifest)
         return Pictures(manifest.root, manifest.rows + again, sha256_of_file(images), broken)
-    source = list_source(images)
+    source = list_source(images, selection)
+    if source.tally:
+        say(f"{images}: {source.tally}.")
     rows = [Row(item.path, item.class_name, item.caption, error=item.error) for item in source.items]
     unused = [Row(printable(path), "", error=why) for path, why in source.unused]
     return Pictures(source.root, rows, source.fingerprint(), unused)

@@ -6,6 +6,7 @@ beside the shards.
 """
 
 import random
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ from kilopix.pretrained.autoencoder import (
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
+    atomic_path,
     pick_device,
     read_json,
     remove_folder,
@@ -62,11 +64,14 @@ def run(
     engine: Engine = "local",
     rows_per_part: int = ROWS_PER_PART,
     stored: bool = False,
+    codec: Path | None = None,
 ) -> ShardIndex:
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
-    With `online`, the recipe's augmented pictures are made while encoding rather than read. With `stored`,
-    what the published release keeps beside its pictures is taken as it is, and nothing plain is encoded.
+    `codec` names other shards, or a run, whose patch codec is used instead of one fitted on the pictures,
+    so that a run on them can start from one on those. With `online`, the recipe's augmented pictures are
+    made while encoding rather than read. With `stored`, what the published release keeps beside its
+    pictures is taken as it is, and nothing plain is encoded.
     """
     if stored:
         _check_release(recipe)
@@ -86,6 +91,11 @@ def run(
         "rows_per_part": rows_per_part,
         "stored": stored,
     }
+    if recipe.data.windows != "square":
+        job["windows"] = recipe.data.windows
+    if codec is not None:
+        codec = _given_codec(codec, recipe)
+        job["codec"] = sha256_of_file(codec)
     if (out / INDEX).exists():
         check_same_job(read_json(out / JOB), job, out)
         index = read_index(out)
@@ -93,6 +103,9 @@ def run(
         return index
     pictures = _pictures(plain, manifest, augmented, online, recipe, out, job)
     device = device if engine == "ray" else pick_device(device)
+    if codec is not None and not (out / CODEC).exists():
+        with atomic_path(out / CODEC) as temporary:
+            shutil.copyfile(codec, temporary)
     psnr = _fit_codec(pictures["plain"], out, recipe)
     parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
     make = EncodePart(pictures, parts, recipe, out, device, stored)
@@ -147,6 +160,14 @@ def _check_release(recipe: Recipe) -> None:
             "--stored: the release holds states of Flan-T5-XL and latents of Stable Diffusion's autoencoder; "
             f"set text.kind=t5, autoencoder.kind=sd and data.image_size={RELEASE_SIDE}."
         )
+
+
+def _given_codec(folder: Path, recipe: Recipe) -> Path:
+    """The file of another data set's patch codec, checked against the recipe's settings."""
+    if not isinstance(recipe.autoencoder, PatchCodecConfig):
+        raise UserError(f"--codec: for autoencoder.kind=patch; the recipe's is {recipe.autoencoder.kind!r}.")
+    load_autoencoder(recipe.autoencoder, folder, "cpu")
+    return folder / CODEC
 
 
 def _fit_codec(pictures: Pictures, out: Path, recipe: Recipe) -> float | None:

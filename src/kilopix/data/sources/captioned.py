@@ -11,6 +11,7 @@ from typing import Any
 from kilopix.data.sources.classes import class_name_of, class_of_file
 from kilopix.data.sources.folders import files_below
 from kilopix.data.sources.items import IMAGE_ENDINGS, Source, SourceItem
+from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
 from kilopix.runtime import iterate_lines
 
@@ -26,13 +27,18 @@ def captions_files(folder: Path) -> list[Path]:
     return [path for name in NAMES for ending in ENDINGS if (path := folder / f"{name}{ending}").is_file()]
 
 
-def captioned_pictures(table: Path) -> Source:
-    """The pictures that a captions file names, which lie below its folder."""
+def captioned_pictures(table: Path, selection: Selection = EVERYTHING) -> Source:
+    """The wanted pictures that a captions file names, which lie below its folder."""
     rows = list(_rows(table))
     if not rows:
         raise UserError(f"{table}: holds no row.")
     path_column = _column(rows[0], PATH_COLUMNS, table, "file names")
-    caption_column = _column(rows[0], CAPTION_COLUMNS, table, "captions")
+    spelled, tally = selection.check(rows[0], table), Tally()
+    caption_column = (
+        spelled[selection.caption_column]
+        if selection.caption_column
+        else _column(rows[0], CAPTION_COLUMNS, table, "captions")
+    )
     class_column = next((name for name in CLASS_COLUMNS if name in rows[0]), None)
     items: list[SourceItem] = []
     unused: list[tuple[str, str]] = []
@@ -46,6 +52,8 @@ def captioned_pictures(table: Path) -> Source:
             unused.append((f"{table.name}, row {line}", f"{path} has a caption already"))
             continue
         known.add(path)
+        if not tally.takes(selection, row, spelled):
+            continue
         label = row.get(class_column) if class_column else None
         class_name = class_name_of(label) if isinstance(label, str) else class_of_file(Path(path).name)
         items.append(SourceItem(path, class_name, " ".join(str(caption or "").split())))
@@ -54,9 +62,9 @@ def captioned_pictures(table: Path) -> Source:
         for path in files_below(table.parent, table.parent)
         if path not in known and Path(path).suffix.lower() in IMAGE_ENDINGS
     ]
-    if not items:
+    if not known:
         raise UserError(f"{table}: names no file.")
-    return Source(table.parent, "captions file", items, unused)
+    return Source(table.parent, "captions file", items, unused, tally if selection.conditions else None)
 
 
 def _column(row: dict[str, Any], names: tuple[str, ...], table: Path, what: str) -> str:
