@@ -56,6 +56,7 @@ PARSED_ONLY = {
     "clusters.md": "needs a cluster",
     "data.md": "needs ImageNet and the paper's encoders",
     "evaluation.md": "needs the evaluators' weights from the hub; each command has a test of its own",
+    "recipes.md": "needs ImageNet and GPUs; tests/test_recipes.py shrinks every recipe and runs it",
     "serve.md": "serves until it is stopped; tests/test_serve.py starts it",
     "training.md": "needs several GPUs or machines; tests/test_distributed.py trains on several processes",
     "sources.md": "needs a data set, a server, or a model of the hub",

@@ -21,6 +21,7 @@ EXTRAS = {"captions", "hub", "cluster", "eval", "serve", "track", "docs", "all",
 NOT_IMPORTED = {
     "torchvision": "transformers loads it for the processors of Qwen-VL and others",
     "sentencepiece": "transformers loads it for tokenizers without a tokenizer.json",
+    "tensorboard": "torch.utils.tensorboard loads it",
     "scipy": "transformers loads it for Mask2Former",
 }
 ELSEWHERE = {"modelscope": "mPLUG needs an environment of its own, as the error says"}
