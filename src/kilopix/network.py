@@ -16,7 +16,7 @@ from kilopix.diffusion.paths import PathConfig
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.models import dit, rin
 from kilopix.models.dit import DiT, DiTConfig, TextContext
-from kilopix.models.rin import RIN, RINContext
+from kilopix.models.rin import RIN, LevelEmbedder, RINContext
 from kilopix.recipe import Recipe
 from kilopix.types import Prediction, TextStates
 
@@ -49,11 +49,37 @@ def shards_of(network: Network) -> list[list[nn.Module]]:
     return [outside, *([block] for block in blocks_of(network))]
 
 
+def empty_network(recipe: Recipe, channels: int, text_width: int) -> Network:
+    """A recipe's network whose weights take no memory yet, for `load_state_dict(..., assign=True)`."""
+    with torch.device("meta"):
+        network = build_network(recipe, channels, text_width)
+    for module in network.modules():
+        if isinstance(module, LevelEmbedder):
+            module.fill_constants()
+    return network
+
+
+def inputs_of(network: Network) -> tuple[int, int]:
+    """The channels of the latents and the width of the text states that a network takes."""
+    if isinstance(network, RIN):
+        return network.patch_extractor.in_channels, network.map_text_tokens.in_features
+    return network.patch_in.in_features // network.config.patch**2, network.text.project.in_features
+
+
 def flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:
     """Multiply-adds times two of one forward pass of a recipe's network, text trunk included."""
     if isinstance(recipe.model, DiTConfig):
         return dit.flops_per_image(recipe.model, recipe.latent_side, channels, text_tokens)
     return sum(rin.flops_per_image(recipe.model, recipe.latent_side, channels, text_width, text_tokens))
+
+
+def training_flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:
+    """FLOPs that training needs for one image: backward is twice forward, and a network that conditions on
+    its own latents first runs forward for its share of the samples. What is computed anew is not counted.
+    """
+    forward = flops_per_image(recipe, channels, text_width, text_tokens)
+    again = 0.0 if isinstance(recipe.model, DiTConfig) else recipe.objective.self_conditioning
+    return (3 + again) * forward
 
 
 def encode_text(network: Network, text: TextStates, coherence: Float[Tensor, " B"]) -> Context:
