@@ -57,7 +57,7 @@ def train(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print recipe, parameters and FLOPs, and stop.")] = False,
 ) -> None:
-    """Train a model on shards; Ctrl-C saves, and the same command goes on. Start it by torchrun for several GPUs."""
+    """Train a model on shards; Ctrl-C saves, and the same command goes on; torchrun starts it on many."""
     from kilopix.recipe import load_recipe
     from kilopix.stages.train import describe, run
 
