@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from kilopix.data.world.objects import OBJECTS, training_colors
 from kilopix.english import with_article
+from kilopix.errors import UserError
 from kilopix.recipe import Recipe, load_recipe
 from kilopix.runtime import read_json, say, write_json
 
@@ -50,9 +51,13 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path | No
         ),
     )
 
+    captioner = data.captioner
+    if captioner not in ("aio", "structured"):
+        raise UserError(f"data.captioner {captioner!r}: the demo's captions are 'aio' or 'structured'.")
+
     def write_captions() -> None:
-        caption.run(out / "world" / "train", out / "captions.parquet", data.captioner, recipe.seed)
-        caption.run(out / "world" / "val", out / "held_out.parquet", data.captioner, recipe.seed)
+        caption.run(out / "world" / "train", out / "captions.parquet", captioner, recipe.seed)
+        caption.run(out / "world" / "val", out / "held_out.parquet", captioner, recipe.seed)
 
     clock.run("caption", write_captions)
     clock.run(

@@ -92,7 +92,7 @@ def start(
     processes: Processes,
     weights: dict[str, Tensor] | None = None,
 ) -> Run:
-    """Everything as it is before the first step; `weights` are another run's, from which it starts."""
+    """Everything as it is before the first step; `weights` are those of another run, to begin from."""
     training, device = recipe.training, processes.device
     network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width)
     if weights is not None:

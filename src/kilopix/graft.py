@@ -19,7 +19,7 @@ from torch import Tensor
 from kilopix.config import Config, parse
 from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
 from kilopix.diffusion.paths import GammaPath, PathConfig
-from kilopix.generator import find_weights
+from kilopix.model_files import find_weights
 from kilopix.models.published import COHERENCE_CLASS, constants, load_published, published_config
 from kilopix.models.rin import RIN, RINConfig
 from kilopix.recipe import ModelConfig, Recipe
