@@ -26,7 +26,7 @@ from kilopix.pretrained.autoencoder import (
 )
 from kilopix.pretrained.patch_codec import PatchCodecConfig
 from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
-from kilopix.training.averages import AverageConfig
+from kilopix.training.averages import AverageConfig, ExponentialConfig
 from kilopix.training.muon import AdamWConfig
 from kilopix.training.optim import OptimizerConfig, ScheduleConfig
 from kilopix.types import UserError
@@ -68,7 +68,7 @@ class TrainingConfig(Config):
     batch_size: int = Field(default=64, ge=1)
     clip_norm: float = Field(default=1.0, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
-    average: AverageConfig = AverageConfig()
+    average: AverageConfig = ExponentialConfig()
     checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=1_000, ge=1, description="images between lines of the log")

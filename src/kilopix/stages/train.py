@@ -45,7 +45,7 @@ from kilopix.runtime import (
     torch_generator,
     write_json,
 )
-from kilopix.training.averages import ExponentialAverage
+from kilopix.training.averages import Average, build_average
 from kilopix.training.checkpoint import (
     Progress,
     load_checkpoint,
@@ -66,7 +66,7 @@ class Run:
     """What a run carries from step to step."""
 
     network: Network
-    average: ExponentialAverage
+    average: Average
     optimizer: torch.optim.Optimizer
     images_seen: int
     seconds: float
@@ -147,7 +147,7 @@ def _open_run(out: Path, header: dict[str, object]) -> None:
 
 def _start(recipe: Recipe, channels: int, text_width: int, device: str) -> Run:
     network = build_network(recipe, channels, text_width).to(device).train()
-    average = ExponentialAverage(network, recipe.training.average)
+    average = build_average(network, recipe.training.average)
     return Run(network, average, build_optimizer(recipe.optimizer, network), 0, 0.0)
 
 
