@@ -29,6 +29,7 @@ from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
 from kilopix.training.averages import AverageConfig, ExponentialConfig
 from kilopix.training.muon import AdamWConfig
 from kilopix.training.optim import OptimizerConfig, ScheduleConfig
+from kilopix.training.watching import PreviewConfig, ScoresConfig, TrackerName, ValidationConfig
 from kilopix.types import UserError
 
 SD_DOWNSAMPLING = 8
@@ -72,6 +73,7 @@ class TrainingConfig(Config):
     checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=1_000, ge=1, description="images between lines of the log")
+    track: tuple[TrackerName, ...] = Field(default=(), description="where else the log goes")
 
 
 class EvaluationConfig(Config):
@@ -95,6 +97,9 @@ class Recipe(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig()
     training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    preview: PreviewConfig = PreviewConfig()
+    scores: ScoresConfig = ScoresConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -162,6 +162,12 @@ def encode(
     stored: Annotated[
         bool, typer.Option("--stored", help="Take the arrays of the published release's tar shards.")
     ] = False,
+    codec_of: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SHARDS", help="Take these shards' patch codec, for held-out pictures of the same model."
+        ),
+    ] = None,
     workers: Workers = None,
     engine: EngineName = "local",
     part_rows: PartRows = 1024,
@@ -171,7 +177,7 @@ def encode(
     from kilopix.stages.encode import run
 
     loaded = load_recipe(recipe, overrides or [])
-    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored)
+    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored, codec_of)
 
 
 @app.command(epilog=example("kilopix verify shards"))

@@ -7,6 +7,7 @@ beside the shards.
 
 import os
 import random
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,6 +42,7 @@ from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.pretrained.text_encoder import TextEncoder, encode_in_batches, load_text_encoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
+    atomic_path,
     pick_device,
     read_json,
     remove_folder,
@@ -71,12 +73,15 @@ def run(
     engine: Engine = "local",
     rows_per_part: int = ROWS_PER_PART,
     stored: bool = False,
+    codec_of: Path | None = None,
 ) -> ShardIndex:
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
     With `online`, the recipe's augmented pictures are made while encoding rather than read. With `stored`,
     what the published release keeps beside its pictures is taken as it is, and nothing plain is encoded.
+    With `codec_of`, other shards' patch codec is taken rather than one fitted here.
     """
+    codec = _codec_of(codec_of, recipe)
     if stored:
         _check_release(recipe)
     if online and augmented is not None:
@@ -95,6 +100,8 @@ def run(
         "rows_per_part": rows_per_part,
         "stored": stored,
     }
+    if codec is not None:
+        job["codec"] = sha256_of_file(codec)
     if (out / INDEX).exists():
         check_same_job(read_json(out / JOB), job, out)
         index = read_index(out)
@@ -102,6 +109,9 @@ def run(
         return index
     pictures = _pictures(plain, manifest, augmented, online, recipe, out, job)
     device = device if engine == "ray" else pick_device(device)
+    if codec is not None:
+        with atomic_path(out / CODEC) as temporary:
+            shutil.copyfile(codec, temporary)
     psnr = _fit_codec(pictures["plain"], out, recipe)
     parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
     make = EncodePart(pictures, parts, recipe, out, device, stored)
@@ -146,6 +156,15 @@ def _pictures(
         augmenter = Augmenter(rows, augment.kind, augment.setting, size, recipe.seed)
         pictures["augmented"] = Pictures(rows, size, augmenter)
     return pictures
+
+
+def _codec_of(shards: Path | None, recipe: Recipe) -> Path | None:
+    """The file of other shards' patch codec; an autoencoder that is not fitted is the same for all."""
+    if shards is None or not isinstance(recipe.autoencoder, PatchCodecConfig):
+        return None
+    if not (shards / CODEC).is_file():
+        raise UserError(f"--codec-of {shards}: no {CODEC} in it; name the shards that a model is trained on.")
+    return shards / CODEC
 
 
 def _check_release(recipe: Recipe) -> None:
