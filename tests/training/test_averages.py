@@ -59,7 +59,7 @@ def test_the_average_is_a_copy_that_never_learns():
 def test_older_recipes_that_name_no_kind_are_exponential():
     recipe = Recipe.model_validate({"training": {"average": {"half_life_images": 7}}})
     assert recipe.training.average == ExponentialConfig(half_life_images=7)
-    with pytest.raises(UserError, match="training.average.sigma_rell"):
+    with pytest.raises(UserError, match=r"training\.average\.sigma_rell"):
         parse(Recipe, {"training": {"average": {"kind": "power", "sigma_rell": 1}}}, "here")
 
 

@@ -22,8 +22,8 @@ def run(run_folder: Path, sigma_rel: float, at: int | None = None, out: Path | N
     stored = stored_snapshots(run_folder / FOLDER)
     if not stored:
         raise UserError(
-            f"{run_folder / FOLDER}: no snapshots of averages; they are stored by runs with "
-            'training.average.kind = "power", whose first is taken after training.average.snapshot_every images.'
+            f"{run_folder / FOLDER}: no snapshots of averages. Runs with training.average.kind=power store "
+            "them, the first after training.average.snapshot_every images."
         )
     images = nearest_moment(list(stored), at)
     out = out or run_folder / f"average-{sigma_rel:g}.safetensors"

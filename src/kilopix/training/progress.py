@@ -1,7 +1,7 @@
 """How fast a run is, how well it uses its devices, and how long it will take.
 
-In: steps, and what an image costs. Out: rates over the last stretch, and a bar on a terminal; where the output
-is a file, such as a cluster's log, a plain line now and then.
+In: steps, and what an image costs. Out: rates over the last stretch, and a bar on a terminal; where the
+output is a file, such as a cluster's log, a plain line now and then.
 """
 
 import time

@@ -5,30 +5,15 @@ or a run at W&B. A tracker that is not installed, or cannot be reached at the st
 out: `log.jsonl` has all of it in any case.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kilopix.runtime import read_json, say, write_json
 from kilopix.training.watching import TrackerName
 
 WANDB_ID = "wandb.json"
-
-
-class Tracker(Protocol):
-    """Where numbers and pictures go."""
-
-    def numbers(self, values: Mapping[str, float], images_seen: int) -> None:
-        """Take in numbers, named like `training/loss`."""
-        ...
-
-    def picture(self, name: str, path: Path, images_seen: int) -> None:
-        """Take in a PNG file."""
-        ...
-
-    def close(self) -> None:
-        """Write what is still in memory."""
-        ...
 
 
 class TensorBoard:
@@ -62,18 +47,21 @@ class WandB:
     """A run at W&B, the same one when training goes on; its settings are those of W&B's own variables."""
 
     def __init__(self, run_folder: Path, recipe: Mapping[str, Any]):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         record = run_folder / WANDB_ID
         name = read_json(record)["id"] if record.exists() else wandb.util.generate_id()
-        self._run = wandb.init(
-            project="kilopix",
-            name=run_folder.resolve().name,
-            id=name,
-            resume="allow",
-            dir=str(run_folder),
-            config=dict(recipe),
-        )
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "kilopix"),
+                name=run_folder.resolve().name,
+                id=name,
+                resume="allow",
+                dir=str(run_folder),
+                config=dict(recipe),
+            )
+        except wandb.Error as error:  # no login, no network, ...
+            raise RuntimeError(str(error)) from error
         self._run.define_metric("images")
         self._run.define_metric("*", step_metric="images")
         write_json(record, {"id": name})
@@ -84,13 +72,16 @@ class WandB:
 
     def picture(self, name: str, path: Path, images_seen: int) -> None:
         """Log a picture."""
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         self._run.log({name: wandb.Image(str(path)), "images": images_seen})
 
     def close(self) -> None:
         """Send what is left."""
         self._run.finish()
+
+
+Tracker = TensorBoard | WandB
 
 
 def open_trackers(

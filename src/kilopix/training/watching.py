@@ -35,7 +35,7 @@ class PreviewConfig(Config):
 
 
 class ScoresConfig(Config):
-    """Distances to held-out pictures, as `kilopix fidelity` measures them, of pictures made with the average."""
+    """Scores of pictures made with the average against held-out ones, as `kilopix fidelity` gives them."""
 
     every: int = Field(default=0, ge=0)
     images: int = Field(default=1_000, ge=16)
