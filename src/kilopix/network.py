@@ -40,6 +40,15 @@ def flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens:
     return sum(rin.flops_per_image(recipe.model, recipe.latent_side, channels, text_width, text_tokens))
 
 
+def training_flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:
+    """FLOPs that training needs for one image: backward is twice forward, and a network that conditions on
+    its own latents first runs forward for its share of the samples. What is computed anew is not counted.
+    """
+    forward = flops_per_image(recipe, channels, text_width, text_tokens)
+    again = 0.0 if isinstance(recipe.model, DiTConfig) else recipe.objective.self_conditioning
+    return (3 + again) * forward
+
+
 def encode_text(network: Network, text: TextStates, coherence: Float[Tensor, " B"]) -> Context:
     """What a network keeps of texts; networks without a coherence token pass it over."""
     return network.encode_text(text, coherence) if isinstance(network, RIN) else network.encode_text(text)

@@ -9,6 +9,7 @@ In: the network and its averages after a step, and how far the run is. Out, in t
 Nothing here draws from a random state that training uses, so a run learns the same with or without it.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any
 from torch import nn
 
 from kilopix.data.shards import Shards
-from kilopix.network import Network
+from kilopix.hardware import Precision, peak_flops
+from kilopix.network import Network, training_flops_per_image
 from kilopix.preview import FOLDER as PREVIEWS
 from kilopix.preview import Preview, open_preview
 from kilopix.recipe import Recipe
@@ -26,6 +28,7 @@ from kilopix.training.averages import Average, PowerAverages
 from kilopix.training.checkpoint import AVERAGE, save_weights
 from kilopix.training.lines import append_line, cut_lines
 from kilopix.training.posthoc import Profile
+from kilopix.training.progress import Work
 from kilopix.training.snapshots import FOLDER as AVERAGES
 from kilopix.training.snapshots import is_due as snapshot_is_due
 from kilopix.training.snapshots import thin_snapshots, write_snapshot
@@ -35,8 +38,9 @@ from kilopix.types import UserError
 from kilopix.validation import RECORD, FixedSet, held_out_set, level_losses, level_times
 
 SCORES = "scores"
+TEXTS_LOOKED_AT = 64
 
-ScoreAverage = Callable[[Path, Path], Mapping[str, float]]
+ScoreAverage = Callable[[Path, Path], Mapping[str, int | float]]
 """From a file of averaged weights, and a folder to work in, to named scores."""
 Gather = Callable[[nn.Module], Network | None]
 """From a network that may be sharded to a whole one on this device; None on all ranks but the first."""
@@ -81,9 +85,10 @@ class Watch:
             if score and self.score is not None:
                 self._score(self.score, whole, images_seen)
 
-    def logged(self, line: Mapping[str, float]) -> None:
+    def logged(self, line: Mapping[str, int | float]) -> None:
         """Pass a line of the log on to the trackers."""
-        self._track("training", {key: value for key, value in line.items() if key != "images"}, line["images"])
+        values = {name: value for name, value in line.items() if name != "images"}
+        self._track("training", values, line["images"])
 
     def close(self) -> None:
         """Close the trackers."""
@@ -120,9 +125,20 @@ class Watch:
         append_line(self.out / f"{SCORES}.jsonl", {"images": images_seen, **found})
         self._track(SCORES, found, images_seen)
 
-    def _track(self, group: str, values: Mapping[str, float], images_seen: float) -> None:
+    def _track(self, group: str, values: Mapping[str, int | float], images_seen: int | float) -> None:
         for tracker in self.trackers:
             tracker.numbers({f"{group}/{name}": value for name, value in values.items()}, int(images_seen))
+
+
+def training_work(
+    recipe: Recipe, shards: Shards, device: str, precision: Precision = "float32", devices: int = 1
+) -> Work:
+    """What an image costs with texts as long as the shards' are, and what the devices can do."""
+    count = min(len(shards), TEXTS_LOOKED_AT)
+    lengths = [len(shards.plain(i * len(shards) // count).text) for i in range(count)]
+    index, tokens = shards.index, round(sum(lengths) / count)
+    flops = training_flops_per_image(recipe, index.latent_shape[0], index.text_width, tokens)
+    return Work(flops, devices, peak_flops(device, precision))
 
 
 def open_watch(
@@ -142,7 +158,7 @@ def open_watch(
     `first` is false on all ranks but the first, which write nothing.
     """
     if recipe.scores.every and score is None:
-        raise UserError("scores.every: give the held-out pictures with --score HELD_OUT.parquet, or set it to 0.")
+        raise UserError("scores.every is set: give held-out pictures with --score HELD_OUT.parquet.")
     sets: dict[str, FixedSet] = {}
     if validation is not None:
         sets["held_out"] = held_out_set(validation, shards, recipe)
@@ -155,6 +171,9 @@ def open_watch(
     for sheet in (out / PREVIEWS).glob("[0-9]*.png"):
         if int(sheet.stem) > images_seen:
             sheet.unlink()
+    for folder in (out / SCORES).glob("[0-9]*"):
+        if int(folder.name) > images_seen:
+            shutil.rmtree(folder)
     average = recipe.training.average
     if average.kind == "power" and (out / AVERAGES).is_dir():
         thin_snapshots(out / AVERAGES, average, images_seen)
@@ -163,5 +182,6 @@ def open_watch(
     watch.trackers = open_trackers(recipe.training.track, out, header["recipe"], images_seen)
     if sets:
         held_out, training = (len(samples.numbers) for samples in sets.values())
-        say(f"validation: {held_out} held-out and {training} training samples at {recipe.validation.levels} times.")
+        times = recipe.validation.levels
+        say(f"validation: {held_out} held-out and {training} training samples at {times} times.")
     return watch

@@ -42,7 +42,7 @@ def trained(config, steps: int, network=None, optimizer=None):
 
 
 def save(folder: Path, images: int, network, optimizer, keep: int = 2) -> Path:
-    return save_checkpoint(folder, network, network, optimizer, Progress(images, 1.5), {"recipe": {}}, keep)
+    return save_checkpoint(folder, network, [network], optimizer, Progress(images, 1.5), {"recipe": {}}, keep)
 
 
 @pytest.mark.parametrize("config", [AdamWConfig(), MuonConfig()])
@@ -51,7 +51,7 @@ def test_going_on_from_a_checkpoint_is_going_on(tmp_path: Path, config):
     folder = save(tmp_path, 300, network, optimizer)
     other, average = Net(), Net()
     other_optimizer = build_optimizer(config, other)
-    assert load_checkpoint(folder, other, average, other_optimizer) == Progress(300, 1.5)
+    assert load_checkpoint(folder, other, [average], other_optimizer) == Progress(300, 1.5)
     assert torch.equal(average.blocks[0].weight, network.blocks[0].weight)
     trained(config, 4, network, optimizer)
     trained(config, 4, other, other_optimizer)

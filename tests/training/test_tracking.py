@@ -58,9 +58,7 @@ def fake_wandb(runs: list[FakeRun]) -> ModuleType:
 
     util = ModuleType("wandb.util")
     util.generate_id = lambda: "abc123"  # pyright: ignore[reportAttributeAccessIssue]
-    module.__dict__.update(
-        init=init, util=util, Error=LookupError, Image=lambda path: Path(path).name
-    )
+    module.__dict__.update(init=init, util=util, Error=LookupError, Image=lambda path: Path(path).name)
     return module
 
 

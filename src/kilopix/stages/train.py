@@ -27,6 +27,8 @@ from torch import nn
 from kilopix.data.loader import Batch, SampleOrder, load_batch
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
+from kilopix.models.dit import DiT
+from kilopix.models.rin import RIN
 from kilopix.network import (
     Network,
     build_network,
@@ -38,7 +40,6 @@ from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import (
     atomic_path,
     pick_device,
-    progress_bar,
     read_json,
     say,
     sha256_of_file,
@@ -53,10 +54,13 @@ from kilopix.training.checkpoint import (
     save_checkpoint,
     save_weights,
 )
+from kilopix.training.lines import append_line, cut_lines
 from kilopix.training.optim import build_optimizer, lr_factor, set_lr
+from kilopix.training.progress import Meter, shown_progress
 from kilopix.types import LatentMoments, UserError
+from kilopix.watch import ScoreAverage, Watch, open_watch, training_work
 
-AFTER_TRAINING = ("sampling", "evaluation")
+AFTER_TRAINING = ("sampling", "evaluation", "validation", "preview", "scores")
 """Sections of a recipe that training does not depend on, so that they may change under a run."""
 MODEL, LOG, RECIPE, CHECKPOINTS = "model.safetensors", "log.jsonl", "recipe.json", "checkpoints"
 
@@ -72,10 +76,18 @@ class Run:
     seconds: float
 
 
-def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") -> bool:
+def run(
+    shards_folder: Path,
+    out: Path,
+    recipe: Recipe,
+    device: str = "auto",
+    validation: Path | None = None,
+    score: ScoreAverage | None = None,
+) -> bool:
     """Train; the same command again goes on from the newest checkpoint, or says that it is done.
 
-    Returns whether training is finished; False after a signal that asked it to stop.
+    `validation` names shards of held-out pictures; `score` scores a file of averaged weights. Returns whether
+    training is finished; False after a signal that asked it to stop.
     """
     if shards_folder.resolve() == out.resolve():
         raise UserError(f"{out}: holds the shards; choose another folder for the run.")
@@ -100,11 +112,17 @@ def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") ->
     device = pick_device(device)
     state = _start(recipe, index.latent_shape[0], index.text_width, device)
     if newest := newest_checkpoint(out / CHECKPOINTS):
-        progress = load_checkpoint(newest, state.network, state.average.network, state.optimizer)
+        progress = load_checkpoint(newest, state.network, state.average.networks, state.optimizer)
         state.images_seen, state.seconds = progress.images_seen, progress.seconds
         say(f"{out}: going on from {state.images_seen:,} images.")
-    _cut_log(out / LOG, state.images_seen)
-    finished = _train(state, shards, out, recipe, header, device)
+    cut_lines(out / LOG, state.images_seen)
+    watch = open_watch(
+        recipe, shards, out, header, device, state.images_seen, _whole, validation=validation, score=score
+    )
+    try:
+        finished = _train(state, shards, out, recipe, header, device, watch)
+    finally:
+        watch.close()
     if finished:
         save_weights(out / MODEL, state.average.network, {**header, "images_seen": state.images_seen})
         say(f"{out / MODEL}: trained on {state.images_seen:,} images in {state.seconds / 60:.1f} minutes.")
@@ -152,14 +170,19 @@ def _start(recipe: Recipe, channels: int, text_width: int, device: str) -> Run:
 
 
 def _train(
-    state: Run, shards: Shards, out: Path, recipe: Recipe, header: dict[str, object], device: str
+    state: Run,
+    shards: Shards,
+    out: Path,
+    recipe: Recipe,
+    header: dict[str, object],
+    device: str,
+    watch: Watch,
 ) -> bool:
     """The loop; returns whether it came to its end rather than to a signal."""
     training = recipe.training
     order = SampleOrder(len(shards), recipe.seed)
-    window = LogWindow(out / LOG, training.log_every)
-    with stop_on_signal() as stop, progress_bar() as bar:
-        task = bar.add_task("train", total=training.images, completed=state.images_seen, note="")
+    window = LogWindow(out / LOG, training.log_every, watch, Meter(training_work(recipe, shards, device)))
+    with stop_on_signal() as stop, shown_progress(training.images, state.images_seen) as shown:
         while state.images_seen < training.images and not stop.asked:
             started = time.perf_counter()
             before, count = state.images_seen, min(training.batch_size, training.images - state.images_seen)
@@ -172,7 +195,8 @@ def _train(
                 )
             state.seconds += time.perf_counter() - started
             window.add(state, loss, norm, count, time.perf_counter() - started)
-            bar.update(task, completed=state.images_seen, note=window.note)
+            shown.update(state.images_seen, window.note)
+            watch.step(state.network, state.average, before, state.images_seen)
             if state.images_seen // training.checkpoint_every > before // training.checkpoint_every:
                 _save(state, out, header, training.keep_checkpoints)
         if state.images_seen >= training.images:
@@ -219,15 +243,17 @@ def sample_latents(moments: LatentMoments, generator: torch.Generator) -> torch.
 def _save(state: Run, out: Path, header: dict[str, object], keep: int) -> None:
     progress = Progress(state.images_seen, state.seconds)
     folder = out / CHECKPOINTS
-    save_checkpoint(folder, state.network, state.average.network, state.optimizer, progress, header, keep)
+    save_checkpoint(folder, state.network, state.average.networks, state.optimizer, progress, header, keep)
 
 
 class LogWindow:
     """Means over the last stretch of images, written as one JSON line when the stretch is full."""
 
-    def __init__(self, path: Path, every: int):
+    def __init__(self, path: Path, every: int, watch: Watch, meter: Meter):
         self.path = path
         self.every = every
+        self.watch = watch
+        self.meter = meter
         self.losses: list[float] = []
         self.norms: list[float] = []
         self.images = 0
@@ -240,8 +266,9 @@ class LogWindow:
         self.norms.append(norm)
         self.images += images
         self.seconds += seconds
-        mean = sum(self.losses) / self.images
-        self.note = f"loss {mean:.4f}  {self.images / self.seconds:.1f} images/s"
+        self.meter.add(images, seconds)
+        left = self.watch.recipe.training.images - state.images_seen
+        self.note = self.meter.note(sum(self.losses) / self.images, state.seconds, left)
         if state.images_seen // self.every > (state.images_seen - images) // self.every:
             self.flush(state)
 
@@ -256,21 +283,20 @@ class LogWindow:
             "lr": state.optimizer.param_groups[0]["lr"],
             "images_per_second": self.images / self.seconds,
             "seconds": state.seconds,
+            "device_hours": self.meter.work.device_hours(state.seconds),
         }
-        with open(self.path, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        if (utilisation := self.meter.work.utilisation(self.images / self.seconds)) is not None:
+            line["model_flop_utilisation"] = utilisation
+        append_line(self.path, line)
+        self.watch.logged(line)
         self.images, self.seconds = 0, 0.0
         self.losses, self.norms = [], []
 
 
-def _cut_log(path: Path, images_seen: int) -> None:
-    """Drop the lines that were written after the checkpoint from which the run goes on."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["images"] <= images_seen]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+def _whole(network: nn.Module) -> Network:
+    """A network of one process is whole as it is."""
+    assert isinstance(network, DiT | RIN)
+    return network
 
 
 @dataclass

@@ -8,6 +8,7 @@ holds their hashes; the newest checkpoint that verifies is the one that is loade
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def save_checkpoint(
     folder: Path,
     network: nn.Module,
-    average: nn.Module,
+    averages: Sequence[nn.Module],
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     header: dict[str, Any],
@@ -85,9 +86,11 @@ def save_checkpoint(
     try:
         header = {**header, "images_seen": progress.images_seen}
         save_weights(temporary / NETWORK, network, header)
-        save_weights(temporary / AVERAGE, average, header)
+        for name, average in zip(average_names(len(averages)), averages, strict=True):
+            save_weights(temporary / name, average, header)
         _save(temporary / OPTIMIZER, _optimizer_tensors(optimizer))
-        hashes = {name: sha256_of_file(temporary / name) for name in (NETWORK, AVERAGE, OPTIMIZER)}
+        names = (NETWORK, *average_names(len(averages)), OPTIMIZER)
+        hashes = {name: sha256_of_file(temporary / name) for name in names}
         state = {"images_seen": progress.images_seen, "seconds": progress.seconds, "files": hashes}
         write_json(temporary / STATE, state)
         shutil.rmtree(final, ignore_errors=True)
@@ -101,6 +104,11 @@ def save_checkpoint(
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return final
+
+
+def average_names(count: int) -> list[str]:
+    """Files of a checkpoint's averages, of which the first is the one that is used."""
+    return [AVERAGE, *(f"average-{i}.safetensors" for i in range(1, count))]
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -130,11 +138,12 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    checkpoint: Path, network: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer
+    checkpoint: Path, network: nn.Module, averages: Sequence[nn.Module], optimizer: torch.optim.Optimizer
 ) -> Progress:
-    """Put a checkpoint back into a network, its average and its optimizer."""
+    """Put a checkpoint back into a network, its averages and its optimizer."""
     network.load_state_dict(read_weights(checkpoint / NETWORK)[0])
-    average.load_state_dict(read_weights(checkpoint / AVERAGE)[0])
+    for name, average in zip(average_names(len(averages)), averages, strict=True):
+        average.load_state_dict(read_weights(checkpoint / name)[0])
     tensors, _ = read_weights(checkpoint / OPTIMIZER)
     for i, parameter in enumerate(_parameters(optimizer)):
         prefix = f"{i}."

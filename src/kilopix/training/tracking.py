@@ -24,7 +24,7 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(folder), purge_step=images_seen + 1 if images_seen else None)
 
-    def numbers(self, values: Mapping[str, float], images_seen: int) -> None:
+    def numbers(self, values: Mapping[str, int | float], images_seen: int) -> None:
         """Add scalars."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, images_seen)
@@ -66,7 +66,7 @@ class WandB:
         self._run.define_metric("*", step_metric="images")
         write_json(record, {"id": name})
 
-    def numbers(self, values: Mapping[str, float], images_seen: int) -> None:
+    def numbers(self, values: Mapping[str, int | float], images_seen: int) -> None:
         """Log numbers against images seen."""
         self._run.log({**values, "images": images_seen})
 
