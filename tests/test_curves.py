@@ -41,7 +41,7 @@ def test_scores_have_their_names():
     svg = score_curves([{"images": n, "FID": 100.0 / n, "KID": 1.0 / n} for n in (1000, 2000)])
     assert "FID" in svg
     assert "KID" in svg
-    assert "1.5k" in svg
+    assert "2k" in svg
 
 
 def test_the_training_curve():
