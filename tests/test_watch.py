@@ -14,6 +14,7 @@ from kilopix.network import Network, build_network
 from kilopix.recipe import Recipe, load_recipe
 from kilopix.stages import train
 from kilopix.training.checkpoint import read_weights
+from kilopix.training.parallel import Processes
 from kilopix.training.snapshots import stored_snapshots
 from kilopix.training.watching import ValidationConfig
 from kilopix.validation import FixedSet, held_out_set, level_losses, level_times
@@ -186,9 +187,10 @@ def test_losses_do_not_depend_on_batches_or_ranks_or_random_state(tiny_demo: Pat
         assert torch.equal(torch.get_rng_state(), state)
         assert network.training
     config = ValidationConfig(samples=7, levels=3, batch_size=2)
+    shares = [Processes(rank, 3).share(7) for rank in range(3)]
     found.append(
         sum(
-            (level_losses(network, samples, recipe.objective, config, "cpu", rank, 3) for rank in range(3)),
+            (level_losses(network, samples, recipe.objective, config, "cpu", share) for share in shares),
             torch.zeros(3, dtype=torch.float64),
         )
     )

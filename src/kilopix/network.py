@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kilopix.diffusion.guidance import Predict, guided
 from kilopix.diffusion.paths import PathConfig
@@ -31,6 +31,22 @@ def build_network(recipe: Recipe, channels: int, text_width: int) -> Network:
         if isinstance(recipe.model, DiTConfig):
             return DiT(recipe.model, channels, text_width)
         return RIN(recipe.model, channels, text_width, recipe.latent_side)
+
+
+def blocks_of(network: Network) -> list[nn.Module]:
+    """The blocks that make up most of a network: what is compiled, and whose activations can be dropped."""
+    if isinstance(network, DiT):
+        return list(network.blocks)
+    return [*network.transformers_blocks, *network.rin_blocks]
+
+
+def shards_of(network: Network) -> list[list[nn.Module]]:
+    """What processes that share a network gather at once; the text's keys and values are asked for outside
+    their blocks, and so are a group of their own."""
+    blocks = network.blocks if isinstance(network, DiT) else network.rin_blocks
+    name = "text_keys_values" if isinstance(network, DiT) else "retrieve_cond.ca.kv"
+    outside = [block.get_submodule(name) for block in blocks]
+    return [outside, *([block] for block in blocks_of(network))]
 
 
 def flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:

@@ -27,8 +27,12 @@ from kilopix.pretrained.autoencoder import (
 from kilopix.pretrained.patch_codec import PatchCodecConfig
 from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
 from kilopix.training.averages import AverageConfig, ExponentialConfig
+from kilopix.training.guard import GuardConfig
 from kilopix.training.muon import AdamWConfig
 from kilopix.training.optim import OptimizerConfig, ScheduleConfig
+from kilopix.training.parallel import Style
+from kilopix.training.speed import Precision
+from kilopix.training.watchdog import WatchdogConfig
 from kilopix.training.watching import PreviewConfig, ScoresConfig, TrackerName, ValidationConfig
 from kilopix.types import UserError
 
@@ -63,15 +67,29 @@ class DataConfig(Config):
 
 
 class TrainingConfig(Config):
-    """Length, batch, and what is kept; the clock is images seen."""
+    """Length, batch, and what is kept; the clock is images seen.
+
+    `batch_size` is the batch of a step, all devices together; each takes its share in micro-batches.
+    """
 
     images: int = Field(default=100_000, ge=1)
     batch_size: int = Field(default=64, ge=1)
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto", description="images that a device takes at once; auto is the most that fits"
+    )
+    precision: Precision = "auto"
+    compile: Literal["auto"] | bool = Field(default="auto", description="auto compiles on NVIDIA GPUs")
+    activation_checkpointing: bool = Field(default=False, description="less memory, a third more time")
+    parallel: Style = Field(default="ddp", description="fsdp shards weights and states over devices")
     clip_norm: float = Field(default=1.0, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = ExponentialConfig()
     checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, description="the newest that are kept")
+    keep_every: int | None = Field(default=None, ge=1, description="images; one of each stretch is kept, too")
+    verify_shards: bool = Field(default=True, description="read them whole and compare SHA-256 at the start")
+    guard: GuardConfig = GuardConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     log_every: int = Field(default=1_000, ge=1, description="images between lines of the log")
     track: tuple[TrackerName, ...] = Field(default=(), description="where else the log goes")
 

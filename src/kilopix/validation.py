@@ -80,17 +80,18 @@ def level_losses(
     objective: ObjectiveConfig,
     config: ValidationConfig,
     device: str,
-    rank: int = 0,
-    ranks: int = 1,
+    share: range | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Float[Tensor, " levels"]:
-    """Sum over rank's share of the samples of the loss at each level, in float64; divide by all of them.
+    """Sum of the loss at each level over a share of the samples (all, if none is given), in float64.
 
     Networks that condition on their own latents always do, as in sampling.
     """
     sums = torch.zeros(config.levels, dtype=torch.float64)
     times = level_times(config)
-    mine = samples.numbers[rank * len(samples.numbers) // ranks : (rank + 1) * len(samples.numbers) // ranks]
-    with evaluating(network):
+    mine = samples.numbers if share is None else [samples.numbers[i] for i in share]
+    lower = precision != torch.float32
+    with evaluating(network), torch.autocast(torch.device(device).type, precision, enabled=lower):
         for start in range(0, len(mine), config.batch_size):
             numbers = mine[start : start + config.batch_size]
             batch = samples.batch(numbers)
@@ -104,7 +105,7 @@ def level_losses(
             for level, t in enumerate(times.tolist()):
                 at = torch.full((count,), t, device=device)
                 losses = loss_per_sample(objective, predict, latents, noise[level + 1].to(device), at)
-                sums[level] += losses.double().sum().cpu()
+                sums[level] += losses.float().sum().cpu().double()
     return sums
 
 

@@ -3,77 +3,117 @@
 In: a recipe and shards. Out: a run folder:
 
     recipe.json        the resolved recipe          log.jsonl          loss, rate, images/s
-    checkpoints/       from which it goes on        codec.safetensors  the patch codec, if one is used
+    checkpoints/       from which it goes on        skipped.jsonl      batches left out, with their samples
     model.safetensors  the averaged weights at the end, with the recipe in the header
+    codec.safetensors  the patch codec, if one is used
 
-Every random decision of a step is drawn from (seed, images seen), so a run that was stopped and started
-again is the run that was not.
+One process, or as many as `torchrun` started. Every random decision of a step is drawn from the seed and the
+place of its images, so a run that was stopped and started again is the run that was not.
 """
 
 import json
-import math
 import shutil
-import signal
 import time
+from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from kilopix.data.loader import Batch, SampleOrder, load_batch
+from kilopix.config import parse
+from kilopix.data.checked_batches import check_hashes
+from kilopix.data.loader import prefetch
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
-from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
-from kilopix.models.dit import DiT
-from kilopix.models.rin import RIN
-from kilopix.network import (
-    Network,
-    build_network,
-    encode_text,
-    flops_per_image,
-    training_predictor,
-)
+from kilopix.network import Network, blocks_of, build_network, flops_per_image, shards_of
 from kilopix.recipe import Recipe, check_shards
-from kilopix.runtime import (
-    atomic_path,
-    pick_device,
-    read_json,
-    say,
-    sha256_of_file,
-    torch_generator,
-    write_json,
-)
+from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
+from kilopix.step import StepBatch, StepLoader, StepLoss, on_device, synthetic_batch
 from kilopix.training.averages import Average, build_average
 from kilopix.training.checkpoint import (
     Progress,
+    Trained,
+    allocate_states,
+    last_good_checkpoint,
     load_checkpoint,
     newest_checkpoint,
+    read_progress,
     save_checkpoint,
     save_weights,
+    set_skipped,
 )
-from kilopix.training.lines import append_line, cut_lines
+from kilopix.training.guard import Guard, Outcome
+from kilopix.training.logs import LOG, SKIPPED, LogWindow, cut_log, note_skipped
 from kilopix.training.optim import build_optimizer, lr_factor, set_lr
-from kilopix.training.progress import Meter, shown_progress
-from kilopix.types import LatentMoments, UserError
-from kilopix.watch import ScoreAverage, Watch, open_watch, training_work
+from kilopix.training.parallel import Processes, clip_gradients, join_processes
+from kilopix.training.progress import Display, Meter, shown_progress
+from kilopix.training.speed import MOST_ON_CPU, fits_on_gpu, largest_that_fits, pick_precision, speed_up
+from kilopix.training.stopping import Stop, stop_on_signal
+from kilopix.training.watchdog import Watchdog
+from kilopix.types import UserError
+from kilopix.watch import ScoreAverage, Watch, open_watch
 
 AFTER_TRAINING = ("sampling", "evaluation", "validation", "preview", "scores")
 """Sections of a recipe that training does not depend on, so that they may change under a run."""
-MODEL, LOG, RECIPE, CHECKPOINTS = "model.safetensors", "log.jsonl", "recipe.json", "checkpoints"
+HOW = {
+    "micro_batch",
+    "compile",
+    "activation_checkpointing",
+    "parallel",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_every",
+    "verify_shards",
+    "guard",
+    "watchdog",
+    "log_every",
+    "track",
+}
+"""Settings of `training` that say how a run is computed and watched, not what it learns."""
+MODEL, RECIPE, CHECKPOINTS = "model.safetensors", "recipe.json", "checkpoints"
+LATE = 1
+"""Steps by which the host reads losses and norms late, so that a GPU always has its next step to do."""
 
 
 @dataclass
 class Run:
     """What a run carries from step to step."""
 
+    recipe: Recipe
+    shards: Shards
+    out: Path
+    header: dict[str, Any]
+    processes: Processes
     network: Network
     average: Average
+    loss: nn.Module
     optimizer: torch.optim.Optimizer
+    guard: Guard
+    loader: StepLoader
+    images_seen: int = 0
+    moved: int = 0
+    seconds: float = 0.0
+    log: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(init=False)
+
+    @property
+    def trained(self) -> Trained:
+        """What a checkpoint of the run holds."""
+        return Trained(self.network, self.average.networks, self.optimizer, self.guard.statistics)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was started: its numbers (loss, norm, taken, stop), which may not have arrived yet."""
+
+    batch: StepBatch
     images_seen: int
-    seconds: float
+    numbers: Tensor
+    arrived: torch.cuda.Event | None
+    lr: float
 
 
 def run(
@@ -86,9 +126,22 @@ def run(
 ) -> bool:
     """Train; the same command again goes on from the newest checkpoint, or says that it is done.
 
-    `validation` names shards of held-out pictures; `score` scores a file of averaged weights. Returns whether
-    training is finished; False after a signal that asked it to stop.
+    `validation` names shards of held-out pictures; `score` scores a file of averaged weights.
+    Returns whether training is finished; False after a signal that asked it to stop.
     """
+    training = recipe.training
+    with join_processes(device, training.parallel, training.watchdog.timeout_minutes) as processes:
+        return _run(shards_folder, out, recipe, processes, validation, score)
+
+
+def _run(
+    shards_folder: Path,
+    out: Path,
+    recipe: Recipe,
+    processes: Processes,
+    validation: Path | None,
+    score: ScoreAverage | None,
+) -> bool:
     if shards_folder.resolve() == out.resolve():
         raise UserError(f"{out}: holds the shards; choose another folder for the run.")
     shards = Shards(shards_folder)
@@ -102,32 +155,31 @@ def run(
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
-    _open_run(out, header)
-    if (out / MODEL).exists():
-        say(f"{out}: already trained on {recipe.training.images:,} images.")
+    if processes.once(lambda: _open_run(shards_folder, out, header)):
+        if processes.main:
+            say(f"{out}: already trained on {recipe.training.images:,} images.")
         return True
-    if (shards_folder / CODEC).exists():
-        with atomic_path(out / CODEC) as temporary:
-            shutil.copyfile(shards_folder / CODEC, temporary)
-    device = pick_device(device)
-    state = _start(recipe, index.latent_shape[0], index.text_width, device)
-    if newest := newest_checkpoint(out / CHECKPOINTS):
-        progress = load_checkpoint(newest, state.network, state.average.networks, state.optimizer)
-        state.images_seen, state.seconds = progress.images_seen, progress.seconds
-        say(f"{out}: going on from {state.images_seen:,} images.")
-    cut_lines(out / LOG, state.images_seen)
-    watch = open_watch(
-        recipe, shards, out, header, device, state.images_seen, _whole, validation=validation, score=score
-    )
-    try:
-        finished = _train(state, shards, out, recipe, header, device, watch)
-    finally:
-        watch.close()
+    if recipe.training.verify_shards:
+        _verify(shards, processes)
+    state = _start(recipe, shards, out, header, processes)
+    if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
+        _go_on_from(state, newest)
+        if processes.main:
+            say(f"{out}: going on from {state.images_seen:,} images.")
+    if processes.main:
+        cut_log(out / LOG, state.images_seen)
+    seen, precision = state.images_seen, pick_precision(recipe.training.precision, processes.device_type)
+    state.watch = open_watch(recipe, shards, out, header, processes, precision, seen, validation, score)
+    with closing(state.watch):
+        finished = _train(state)
     if finished:
-        save_weights(out / MODEL, state.average.network, {**header, "images_seen": state.images_seen})
-        say(f"{out / MODEL}: trained on {state.images_seen:,} images in {state.seconds / 60:.1f} minutes.")
-    else:
-        say(f"{out}: stopped at {state.images_seen:,} images; the same command goes on from there.")
+        ended = {**header, "images_seen": state.images_seen}
+        save_weights(out / MODEL, state.average.network, ended, processes.main)
+    if processes.main:
+        minutes = f"{state.seconds / 60:.1f} minutes"
+        trained = f"{out / MODEL}: trained on {state.images_seen:,} images in {minutes}."
+        stopped = f"{out}: stopped at {state.images_seen:,} images; the same command goes on from there."
+        say(trained if finished else stopped)
     return finished
 
 
@@ -144,181 +196,311 @@ def describe(shards_folder: Path, recipe: Recipe) -> None:
     say(f"run: {3 * forward * recipe.training.images:.2e} FLOPs on {recipe.training.images:,} pictures")
 
 
-def _open_run(out: Path, header: dict[str, object]) -> None:
-    """Record what the run is, or refuse the folder of another run."""
+def _open_run(shards_folder: Path, out: Path, header: dict[str, Any]) -> bool:
+    """Record what the run is, or refuse the folder of another run; returns whether it is finished."""
     record = out / RECIPE
-    if not record.exists():
+    if record.exists():
+        before = read_json(record)
+        if changed := _changed(parse(Recipe, before["recipe"], str(record)), header["recipe"]):
+            raise UserError(
+                f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
+            )
+        if before["shards"] != header["shards"]:
+            raise UserError(
+                f"{out}: this run was begun on other shards; choose another folder for the new run."
+            )
+    else:
         write_json(record, header)
-        return
-    before = read_json(record)
-    sections = header["recipe"]
-    assert isinstance(sections, dict)
-    trained = [key for key in sections if key not in AFTER_TRAINING]
-    changed = [key for key in trained if before["recipe"].get(key) != sections[key]]
-    if changed:
-        raise UserError(
-            f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
-        )
-    if before["shards"] != header["shards"]:
-        raise UserError(f"{out}: this run was begun on other shards; choose another folder for the new run.")
+    if (shards_folder / CODEC).exists():
+        with atomic_path(out / CODEC) as temporary:
+            shutil.copyfile(shards_folder / CODEC, temporary)
+    return (out / MODEL).exists()
 
 
-def _start(recipe: Recipe, channels: int, text_width: int, device: str) -> Run:
-    network = build_network(recipe, channels, text_width).to(device).train()
-    average = build_average(network, recipe.training.average)
-    return Run(network, average, build_optimizer(recipe.optimizer, network), 0, 0.0)
+def _changed(before: Recipe, now: dict[str, Any]) -> list[str]:
+    """The sections of a recipe that would make another run of it."""
+    then = before.model_dump(mode="json")
+    then["training"] = {k: v for k, v in then["training"].items() if k not in HOW}
+    now = {**now, "training": {k: v for k, v in now["training"].items() if k not in HOW}}
+    return [key for key in now if key not in AFTER_TRAINING and then.get(key) != now[key]]
 
 
-def _train(
-    state: Run,
-    shards: Shards,
-    out: Path,
-    recipe: Recipe,
-    header: dict[str, object],
-    device: str,
-    watch: Watch,
-) -> bool:
-    """The loop; returns whether it came to its end rather than to a signal."""
-    training = recipe.training
-    order = SampleOrder(len(shards), recipe.seed)
-    window = LogWindow(out / LOG, training.log_every, watch, Meter(training_work(recipe, shards, device)))
-    with stop_on_signal() as stop, shown_progress(training.images, state.images_seen) as shown:
-        while state.images_seen < training.images and not stop.asked:
-            started = time.perf_counter()
-            before, count = state.images_seen, min(training.batch_size, training.images - state.images_seen)
-            loss, norm, batch = _step(state, shards, order, recipe, count, device)
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise UserError(
-                    f"{out}: loss {loss} and gradient norm {norm} after {before:,} images, on the samples "
-                    f"{', '.join(batch.paths[:4])}, ... The last checkpoint is intact; lower optimizer.lr "
-                    "or training.clip_norm, and go on in a new folder."
-                )
-            state.seconds += time.perf_counter() - started
-            window.add(state, loss, norm, count, time.perf_counter() - started)
-            shown.update(state.images_seen, window.note)
-            watch.step(state.network, state.average, before, state.images_seen)
-            if state.images_seen // training.checkpoint_every > before // training.checkpoint_every:
-                _save(state, out, header, training.keep_checkpoints)
-        if state.images_seen >= training.images:
-            window.flush(state)
-        if state.images_seen < training.images or training.images % training.checkpoint_every:
-            _save(state, out, header, training.keep_checkpoints)
-    return state.images_seen >= training.images
-
-
-def _step(
-    state: Run, shards: Shards, order: SampleOrder, recipe: Recipe, count: int, device: str
-) -> tuple[float, float, Batch]:
-    """One optimizer step on the next `count` images; returns loss and gradient norm."""
-    objective, training = recipe.objective, recipe.training
-    generator = torch_generator("step", recipe.seed, state.images_seen)
-    decisions = draw(objective, count, generator)
-    versions = decisions.augmented.tolist(), decisions.short.tolist()
-    batch = load_batch(shards, order, state.images_seen, *versions)
-    latents = sample_latents(batch.moments, generator).to(device)
-    noise = torch.randn(latents.shape, generator=generator).to(device)
-    text = drop_text(batch.text, shards.empty_text, decisions.drop_text).to(device)
-    windows, t = batch.window.to(device), decisions.t.to(device)
-
-    context = encode_text(state.network, text, (~decisions.drop_text).float().to(device))
-    seen_again = decisions.self_condition  # stays on the CPU: to look at it elsewhere would be to wait
-    predict = training_predictor(state.network, objective.path, context, windows, seen_again, generator)
-    losses = loss_per_sample(objective, predict, latents, noise, t)
-    loss = losses.mean()
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(state.network.parameters(), training.clip_norm)
-    set_lr(state.optimizer, lr_factor(training.schedule, state.images_seen + count, training.images))
-    state.optimizer.step()
-    state.optimizer.zero_grad()
-    state.images_seen += count
-    state.average.update(state.network, state.images_seen, count)
-    return loss.item(), norm.item(), batch
-
-
-def sample_latents(moments: LatentMoments, generator: torch.Generator) -> torch.Tensor:
-    """Latents drawn anew from their mean and standard deviation."""
-    return moments.mean + moments.std * torch.randn(moments.mean.shape, generator=generator)
-
-
-def _save(state: Run, out: Path, header: dict[str, object], keep: int) -> None:
-    progress = Progress(state.images_seen, state.seconds)
-    folder = out / CHECKPOINTS
-    save_checkpoint(folder, state.network, state.average.networks, state.optimizer, progress, header, keep)
-
-
-class LogWindow:
-    """Means over the last stretch of images, written as one JSON line when the stretch is full."""
-
-    def __init__(self, path: Path, every: int, watch: Watch, meter: Meter):
-        self.path = path
-        self.every = every
-        self.watch = watch
-        self.meter = meter
-        self.losses: list[float] = []
-        self.norms: list[float] = []
-        self.images = 0
-        self.seconds = 0.0
-        self.note = ""
-
-    def add(self, state: Run, loss: float, norm: float, images: int, seconds: float) -> None:
-        """Take in one step."""
-        self.losses.append(loss * images)
-        self.norms.append(norm)
-        self.images += images
-        self.seconds += seconds
-        self.meter.add(images, seconds)
-        left = self.watch.recipe.training.images - state.images_seen
-        self.note = self.meter.note(sum(self.losses) / self.images, state.seconds, left)
-        if state.images_seen // self.every > (state.images_seen - images) // self.every:
-            self.flush(state)
-
-    def flush(self, state: Run) -> None:
-        """Write the line of what was taken in since the last."""
-        if not self.images:
-            return
-        line = {
-            "images": state.images_seen,
-            "loss": sum(self.losses) / self.images,
-            "grad_norm": sum(self.norms) / len(self.norms),
-            "lr": state.optimizer.param_groups[0]["lr"],
-            "images_per_second": self.images / self.seconds,
-            "seconds": state.seconds,
-            "device_hours": self.meter.work.device_hours(state.seconds),
-        }
-        if (utilisation := self.meter.work.utilisation(self.images / self.seconds)) is not None:
-            line["model_flop_utilisation"] = utilisation
-        append_line(self.path, line)
-        self.watch.logged(line)
-        self.images, self.seconds = 0, 0.0
-        self.losses, self.norms = [], []
-
-
-def _whole(network: nn.Module) -> Network:
-    """A network of one process is whole as it is."""
-    assert isinstance(network, DiT | RIN)
-    return network
-
-
-@dataclass
-class Stop:
-    """Whether the user, or the cluster, asked the run to stop."""
-
-    asked: bool = False
-
-
-@contextmanager
-def stop_on_signal() -> Iterator[Stop]:
-    """Inside, an interrupt or SIGTERM lets the step finish; a second interrupt stops at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.asked = True
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+def _verify(shards: Shards, processes: Processes) -> None:
+    """Compare the shards with their hashes, each process some of the files."""
+    names = list(shards.index.files)
+    problem = None
     try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        check_hashes(
+            shards.folder, {n: shards.index.files[n] for n in names[processes.rank :: processes.count]}
+        )
+    except UserError as error:
+        problem = str(error)
+    if found := [text for text in processes.gather(problem) if text]:
+        raise UserError(found[0])
+
+
+def _start(recipe: Recipe, shards: Shards, out: Path, header: dict[str, Any], processes: Processes) -> Run:
+    """Everything as it is before the first step."""
+    training, device = recipe.training, processes.device
+    network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width).to(device).train()
+    average = build_average(network, training.average)
+    precision = pick_precision(training.precision, processes.device_type)
+    on_gpu = processes.device_type == "cuda"
+    compiled = on_gpu if training.compile == "auto" else training.compile
+    speed_up(blocks_of(network), compiled, training.activation_checkpointing)
+    loss = StepLoss(network, recipe, precision)
+    loader = StepLoader(shards, recipe, processes, _micro_batch(loss, recipe, shards, out, processes))
+    loader.text_dtype = precision
+    for averaged in average.networks:
+        processes.shard(averaged, [])
+    processes.shard(loss, shards_of(network))
+    optimizer = build_optimizer(recipe.optimizer, network)
+    allocate_states(optimizer)
+    guard = Guard(training.guard, device)
+    whole = processes.replicate(loss)
+    return Run(recipe, shards, out, header, processes, network, average, whole, optimizer, guard, loader)
+
+
+def _micro_batch(loss: StepLoss, recipe: Recipe, shards: Shards, out: Path, processes: Processes) -> int:
+    """Images that each process takes at once: as the recipe says, as before, or the most that fit."""
+    training = recipe.training
+    largest = -(-training.batch_size // processes.count)
+    if training.micro_batch != "auto":
+        return min(training.micro_batch, largest)
+    if processes.device_type != "cuda":
+        return min(largest, MOST_ON_CPU)
+    if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
+        before = read_progress(newest)
+        if before.processes == processes.count and before.micro_batch:
+            return before.micro_batch
+    index = shards.index
+    weights = sum(p.nbytes for p in loss.parameters())
+    states = 2 * weights // (processes.count if processes.sharded else 1)
+
+    def fits(size: int) -> bool:
+        batch = synthetic_batch(
+            recipe,
+            size,
+            index.latent_shape[0],
+            index.text_width,
+            recipe.text.max_tokens,
+            loss.precision,
+            processes.device,
+        )
+        good = fits_on_gpu(lambda: loss(batch).backward(), states)
+        loss.zero_grad()
+        return good
+
+    found = processes.smallest(largest_that_fits(fits, largest))
+    if not found:
+        raise UserError(
+            "training.micro_batch: not one image fits this GPU; set training.activation_checkpointing=true or "
+            "training.parallel=fsdp, or take a smaller model."
+        )
+    return found
+
+
+def _go_on_from(run: Run, checkpoint: Path) -> None:
+    progress = load_checkpoint(checkpoint, run.trained, run.processes)
+    run.images_seen, run.moved, run.seconds = progress.images_seen, progress.moved, progress.seconds
+    run.guard.in_a_row, run.guard.went_back = progress.bad_in_a_row, progress.went_back
+    run.log = progress.log
+
+
+def _train(run: Run) -> bool:
+    """Train to the end or to a signal; returns whether it came to the end."""
+    training, processes = run.recipe.training, run.processes
+    watchdog = Watchdog(training.watchdog, run.out / "processes", processes.rank, processes.count)
+    shown = shown_progress(training.images, run.images_seen, quiet=not processes.main)
+    with stop_on_signal() as stop, shown as display, watchdog.watching():
+        while not (stretch := Stretch(run, stop, watchdog, display)).ended():
+            assert stretch.back_to is not None
+            _go_back(run, *stretch.back_to)
+    return run.images_seen >= training.images
+
+
+class Stretch:
+    """The loop, from one place of the data order on: until the end, a signal, or a return to a checkpoint."""
+
+    def __init__(self, run: Run, stop: Stop, watchdog: Watchdog, display: Display) -> None:
+        self.run = run
+        self.stop = stop
+        self.watchdog = watchdog
+        self.display = display
+        self.meter = Meter(run.watch.work)
+        log, every = run.out / LOG if run.processes.main else None, run.recipe.training.log_every
+        self.window = LogWindow(log, every, run.log, run.watch.work, run.watch.logged)
+        self.back_to: tuple[Path, int] | None = None
+        self._waiting: deque[Step] = deque()
+        self._stopping = False
+        self._since = time.perf_counter()
+
+    def ended(self) -> bool:
+        """Train; False where the run has to go back to `back_to` first."""
+        run, training = self.run, self.run.recipe.training
+        with closing(_batches(run)) as batches:
+            while run.images_seen < training.images and not self._stopping:
+                self.watchdog.step(run.images_seen)
+                self.watchdog.enter("waiting for data")
+                batch = next(batches)
+                self.watchdog.enter("computing, or waiting for the other processes")
+                before = run.images_seen
+                self._waiting.append(_take_step(run, batch, self.stop.asked))
+                due = run.images_seen // training.checkpoint_every > before // training.checkpoint_every
+                look = run.watch.due(before, run.images_seen)
+                self._settle(0 if due or look or run.images_seen >= training.images else LATE)
+                if self.back_to:
+                    return False
+                if look:
+                    self._look(before)
+                if due:
+                    self._save()
+            self._settle(0)
+            if self.back_to:
+                return False
+            if run.images_seen >= training.images:
+                self.window.flush(run.images_seen, run.optimizer.param_groups[0]["lr"], run.seconds)
+            if run.images_seen < training.images or run.images_seen % training.checkpoint_every:
+                self._save()
+        return True
+
+    def _settle(self, late: int) -> None:
+        """Take note of steps whose numbers have arrived, all but the last `late`."""
+        while len(self._waiting) > late and not self.back_to:
+            self.watchdog.enter("waiting for the device")
+            step = self._waiting.popleft()
+            if step.arrived is not None:
+                step.arrived.synchronize()
+            loss, norm, taken, stop = step.numbers.tolist()
+            self._stopping |= stop > 0
+            now = time.perf_counter()
+            seconds, self._since = now - self._since, now
+            self.run.seconds += seconds
+            outcome = Outcome(loss, norm, taken > 0)
+            count = step.batch.count
+            if self.window.add(step.images_seen, loss, norm, outcome.taken, count, seconds):
+                self.window.flush(step.images_seen, step.lr, self.run.seconds)
+            self.meter.add(count, seconds)
+            left = self.run.recipe.training.images - step.images_seen
+            self.display.update(step.images_seen, self.meter.note(self.window.loss, self.run.seconds, left))
+            if not outcome.taken:
+                _name_samples(self.run, step.batch, step.images_seen, outcome)
+            action = self.run.guard.count(outcome.taken)
+            if action != "go on":
+                self.back_to = _place_to_go_back_to(self.run, step, action == "give up", outcome)
+
+    def _look(self, before: int) -> None:
+        """Validate, sample, score, store: what is due; the time for it is not training's."""
+        run, started = self.run, time.perf_counter()
+        self.watchdog.aside("validating, sampling or scoring")
+        run.watch.step(run.network, run.average, before, run.images_seen)
+        self._since += time.perf_counter() - started
+
+    def _save(self) -> None:
+        run, training = self.run, self.run.recipe.training
+        self.watchdog.enter("saving a checkpoint")
+        guard = run.guard
+        if guard.in_a_row == 0:
+            guard.went_back = 0
+        progress = Progress(
+            run.images_seen,
+            run.seconds,
+            run.moved,
+            guard.in_a_row,
+            guard.went_back,
+            run.loader.micro_batch,
+            run.processes.count,
+            self.window.state(),
+        )
+        folder, keep, every = run.out / CHECKPOINTS, training.keep_checkpoints, training.keep_every
+        save_checkpoint(folder, run.trained, progress, run.header, keep, every, run.processes)
+
+
+def _batches(run: Run) -> Iterator[StepBatch]:
+    """The batches from here to the end, loaded ahead in a thread, on the device."""
+    training = run.recipe.training
+    starts = range(run.images_seen, training.images, training.batch_size)
+    places = ((start + run.moved, min(training.batch_size, training.images - start)) for start in starts)
+    return on_device(prefetch(run.loader.load, places), run.processes.device)
+
+
+def _take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
+    """One optimizer step, taken only where the guard lets it; nothing here is waited for."""
+    training, processes, optimizer = run.recipe.training, run.processes, run.optimizer
+    numbers = torch.zeros(2)
+    numbers[1] = float(stop)
+    numbers = numbers.to(processes.device, non_blocking=True)
+    parts = run.loader.micro_batches(batch.count)
+    for i, part in enumerate(batch.micro_batches(parts)):
+        with processes.accumulate(run.loss, last=i == parts - 1):
+            loss = run.loss(part)
+            loss.backward()
+        numbers[0] += loss.detach()
+    processes.sum(numbers)
+    norm = clip_gradients(list(run.network.parameters()), training.clip_norm)
+    taken = run.guard.judge(numbers[0], norm)
+    images_seen = run.images_seen + batch.count
+    set_lr(optimizer, lr_factor(training.schedule, images_seen, training.images))
+    set_skipped(optimizer, 1 - taken)
+    optimizer.step()
+    optimizer.zero_grad()
+    run.images_seen = images_seen
+    run.average.update(run.network, images_seen, batch.count)
+    facts = torch.stack([numbers[0], norm, taken, numbers[1]])
+    arrived = None
+    if processes.device_type == "cuda":
+        facts = facts.to("cpu", non_blocking=True)
+        arrived = torch.cuda.Event()
+        arrived.record()
+    return Step(batch, images_seen, facts, arrived, optimizer.param_groups[0]["lr"])
+
+
+def _name_samples(run: Run, batch: StepBatch, images_seen: int, outcome: Outcome) -> None:
+    """Write down a batch that was left out, with its samples; all processes bring theirs."""
+    mine = {"samples": batch.paths, "faults": [[fault.sample, fault.error] for fault in batch.faults]}
+    shares = run.processes.gather(mine)
+    if not run.processes.main:
+        return
+    faults = [fault for share in shares for fault in share["faults"]]
+    reason = f"{faults[0][0]} {faults[0][1]}" if faults else outcome.reason
+    say(f"Left out the batch at image {batch.position:,}: {reason}. Its samples are in {run.out / SKIPPED}.")
+    line = {
+        "images": images_seen,
+        "position": batch.position,
+        "reason": reason,
+        "loss": repr(outcome.loss),
+        "grad_norm": repr(outcome.norm),
+        "faults": faults,
+        "samples": [sample for share in shares for sample in share["samples"]],
+    }
+    note_skipped(run.out / SKIPPED, line)
+
+
+def _place_to_go_back_to(run: Run, step: Step, give_up: bool, outcome: Outcome) -> tuple[Path, int]:
+    """The last good checkpoint, and how many images were seen after the last batch that was left out."""
+    patience = run.recipe.training.guard.patience
+    advice = (
+        "lower optimizer.lr or training.clip_norm, or begin with a longer training.schedule.warmup_images"
+    )
+    ending = f"{patience} batches in a row could not be trained on; of the last, {outcome.reason}."
+    if give_up:
+        raise UserError(
+            f"{run.out}: {ending} The run went back {run.guard.went_back} times without getting past. Look at "
+            f"{run.out / SKIPPED} for the samples; or {advice}, in a new folder."
+        )
+    good = run.processes.once(lambda: last_good_checkpoint(run.out / CHECKPOINTS))
+    if good is None:
+        raise UserError(f"{run.out}: {ending} There is no good checkpoint yet: {advice}.")
+    return good, step.batch.position + step.batch.count
+
+
+def _go_back(run: Run, checkpoint: Path, position: int) -> None:
+    """Take up a checkpoint again, with the data order moved on to image number `position`."""
+    went_back = run.guard.went_back + 1
+    _go_on_from(run, checkpoint)
+    run.guard.in_a_row, run.guard.went_back = 0, went_back
+    run.moved = position - run.images_seen
+    if run.processes.main:
+        cut_log(run.out / LOG, run.images_seen)
+        run.watch.go_back(run.images_seen)
+        say(f"{run.out}: back to {run.images_seen:,} images; the data go on from image {position:,}.")

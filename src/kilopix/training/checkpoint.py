@@ -1,15 +1,23 @@
 """Checkpoints: everything from which a run goes on, in safetensors, complete or absent.
 
-In: a network, its average, its optimizer and the number of images seen. Out: one folder per checkpoint,
-named by images seen, written under a temporary name and renamed when its files are on disk. `state.json`
-holds their hashes; the newest checkpoint that verifies is the one that is loaded.
+In: the tensors of a run, whole or in the shards of several processes. Out: one folder per checkpoint, named
+by images seen, written under a temporary name and renamed when its files are on disk:
+
+    state.json             how far the run is, and the SHA-256 of every file
+    average.safetensors    the averaged weights, whole, with the recipe in the header
+    shard-*.safetensors    network, optimizer, guard and further averages, as torch.distributed.checkpoint
+                           lays them out; any number of processes reads what any other number wrote
+
+The newest checkpoint that verifies is the one that is loaded. No pickle is written or read.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +25,80 @@ import torch
 from torch import Tensor, nn
 
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
+from kilopix.training.parallel import Processes, full
 from kilopix.types import UserError
 
-NETWORK, AVERAGE, OPTIMIZER, STATE = (
-    "network.safetensors",
-    "average.safetensors",
-    "optimizer.safetensors",
-    "state.json",
-)
+AVERAGE, STATE = "average.safetensors", "state.json"
+FORMAT = 2
+_FILE_BYTES = 2**29  # a file is held in memory while it is written
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: images seen, and the seconds that training has taken so far."""
+    """How far a run is; `moved` counts images by which the data order was moved on after a return."""
 
     images_seen: int
     seconds: float
+    moved: int = 0
+    bad_in_a_row: int = 0
+    went_back: int = 0
+    micro_batch: int = 0
+    processes: int = 1
+    log: dict[str, float] = field(default_factory=dict)
 
 
-def save_weights(path: Path, network: nn.Module, header: dict[str, Any]) -> None:
-    """Write weights with a header of JSON values, whole or not at all."""
-    tensors = {name: value.detach().contiguous().cpu() for name, value in network.state_dict().items()}
-    _save(path, tensors, {k: json.dumps(v) for k, v in header.items()})
+@dataclass(frozen=True)
+class Trained:
+    """What a checkpoint holds: the network, its averages (the first is the one used), optimizer, guard."""
+
+    network: nn.Module
+    averages: Sequence[nn.Module]
+    optimizer: torch.optim.Optimizer
+    guard: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors but those of the average in use, by name; optimizer states by their parameter's."""
+        named = {f"network.{name}": value for name, value in self.network.state_dict().items()}
+        for i, average in enumerate(self.averages[1:], start=1):
+            named |= {f"averages.{i}.{name}": value for name, value in average.state_dict().items()}
+        for name, parameter in self.network.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                named[f"optimizer.{key}.{name}"] = value
+        if self.guard is not None:
+            named["guard"] = self.guard
+        return {name: value.detach() for name, value in named.items()}
+
+
+def allocate_states(optimizer: torch.optim.Optimizer) -> None:
+    """Let an optimizer make the states of its parameters, by a step that changes nothing."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    set_skipped(optimizer, torch.ones((), device=parameters[0].device))
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def set_skipped(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """Tell an optimizer whether its next step changes nothing (1) or is taken (0), without waiting.
+
+    This is what `torch.amp.GradScaler` tells the fused optimizers; LAMB and Muon here read it too.
+    """
+    optimizer.found_inf = skipped  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def save_weights(path: Path, network: nn.Module, header: dict[str, Any], main: bool = True) -> None:
+    """Write weights with a header of JSON values, whole or not at all.
+
+    Where they are sharded, all processes must call, and the main one writes.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in network.state_dict().items():
+        whole = full(value.detach())
+        if main:
+            tensors[name] = whole.contiguous().cpu()
+    if main:
+        _save(path, tensors, {k: json.dumps(v) for k, v in header.items()})
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -70,50 +130,127 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def save_checkpoint(
     folder: Path,
-    network: nn.Module,
-    averages: Sequence[nn.Module],
-    optimizer: torch.optim.Optimizer,
+    trained: Trained,
     progress: Progress,
     header: dict[str, Any],
     keep: int,
+    keep_every: int | None = None,
+    processes: Processes | None = None,
 ) -> Path:
-    """Write a checkpoint below `folder` and delete all but the newest `keep`."""
+    """Write a checkpoint below `folder`, and delete those that `thinned` names. All processes must call."""
+    processes = processes or Processes()
     final = folder / f"{progress.images_seen:012d}"
-    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    for unfinished in folder.glob(".*.tmp"):  # left by a process that was killed
-        shutil.rmtree(unfinished)
-    temporary.mkdir(parents=True)
+    temporary = folder / f".{final.name}.tmp"
+    with _told_to_all(final, processes):
+        if processes.main:
+            for unfinished in folder.glob(".*.tmp"):  # left by a run that was killed
+                shutil.rmtree(unfinished)
+            temporary.mkdir(parents=True)
     try:
-        header = {**header, "images_seen": progress.images_seen}
-        save_weights(temporary / NETWORK, network, header)
-        for name, average in zip(average_names(len(averages)), averages, strict=True):
-            save_weights(temporary / name, average, header)
-        _save(temporary / OPTIMIZER, _optimizer_tensors(optimizer))
-        names = (NETWORK, *average_names(len(averages)), OPTIMIZER)
-        hashes = {name: sha256_of_file(temporary / name) for name in names}
-        state = {"images_seen": progress.images_seen, "seconds": progress.seconds, "files": hashes}
-        write_json(temporary / STATE, state)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-    except OSError as error:
-        raise UserError(
-            f"{final}: the checkpoint could not be written ({error}); the last one is kept."
-        ) from error
+        with _told_to_all(final, processes):
+            _write_shards(temporary, trained.tensors(), processes)
+            header = {**header, "images_seen": progress.images_seen}
+            save_weights(temporary / AVERAGE, trained.averages[0], header, processes.main)
+            names = [f"shard-{processes.rank + 1:05d}-*"] + ([AVERAGE] if processes.main else [])
+            hashes = {f.name: _synced_hash(f) for name in names for f in sorted(temporary.glob(name))}
+        with _told_to_all(final, processes):
+            files = {name: digest for mine in processes.gather(hashes) for name, digest in mine.items()}
+            if processes.main:
+                write_json(temporary / STATE, {"format": FORMAT, **asdict(progress), "files": files})
+                shutil.rmtree(final, ignore_errors=True)
+                os.replace(temporary, final)
+                _sync_folder(folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        if processes.main:
+            shutil.rmtree(temporary, ignore_errors=True)
+    if processes.main:
+        for old in thinned(checkpoints(folder), keep, keep_every):
+            shutil.rmtree(old)
+    processes.wait()
     return final
 
 
-def average_names(count: int) -> list[str]:
-    """Files of a checkpoint's averages, of which the first is the one that is used."""
-    return [AVERAGE, *(f"average-{i}.safetensors" for i in range(1, count))]
+@contextmanager
+def _told_to_all(final: Path, processes: Processes) -> Iterator[None]:
+    """What stops one process from writing stops all, with the same message."""
+    from safetensors import SafetensorError
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    problem = None
+    try:
+        yield
+    except (OSError, SafetensorError, UserError, CheckpointException) as error:
+        problem = str(_cause(error))
+    problems = [text for text in processes.gather(problem) if text]
+    if problems:
+        raise UserError(
+            f"{final}: the checkpoint could not be written ({problems[0]}); the last one is kept."
+        )
+
+
+def _cause(error: Exception) -> BaseException:
+    """The error itself, out of those that torch.distributed.checkpoint collects from all processes."""
+    failures = getattr(error, "failures", None)
+    return next(iter(failures.values()))[0] if failures else error
+
+
+def _write_shards(folder: Path, tensors: dict[str, Tensor], processes: Processes) -> None:
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter, save
+
+    writer = HuggingFaceStorageWriter(str(folder), _into_files(tensors), save_distributed=True)
+    with _quiet_alone():
+        save(tensors, storage_writer=writer, no_dist=processes.count == 1)
+
+
+@contextmanager
+def _quiet_alone() -> Iterator[None]:
+    """One process is what is meant where there is one, so that torch need not warn of it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield
+
+
+def _into_files(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """The number of the file that each tensor goes to, so that none becomes large."""
+    files: dict[str, int] = {}
+    number, size = 1, 0
+    for name, value in tensors.items():
+        if size and size + value.nbytes > _FILE_BYTES:
+            number, size = number + 1, 0
+        files[name] = number
+        size += value.nbytes
+    return files
+
+
+def _synced_hash(path: Path) -> str:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+    return sha256_of_file(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints below a folder, oldest first, whole or not."""
     return sorted(f for f in folder.glob("[0-9]*") if f.is_dir()) if folder.is_dir() else []
+
+
+def thinned(found: Sequence[Path], keep: int, keep_every: int | None = None) -> list[Path]:
+    """The checkpoints to delete: all but the newest `keep`, and the first of every `keep_every` images."""
+    stays = set(found[-keep:])
+    if keep_every:
+        first: dict[int, Path] = {}
+        for checkpoint in found:
+            first.setdefault(int(checkpoint.name) // keep_every, checkpoint)
+        stays |= {checkpoint for stretch, checkpoint in first.items() if stretch > 0}
+    return [checkpoint for checkpoint in found if checkpoint not in stays]
 
 
 def verifies(checkpoint: Path) -> bool:
@@ -137,29 +274,38 @@ def newest_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(
-    checkpoint: Path, network: nn.Module, averages: Sequence[nn.Module], optimizer: torch.optim.Optimizer
-) -> Progress:
-    """Put a checkpoint back into a network, its averages and its optimizer."""
-    network.load_state_dict(read_weights(checkpoint / NETWORK)[0])
-    for name, average in zip(average_names(len(averages)), averages, strict=True):
-        average.load_state_dict(read_weights(checkpoint / name)[0])
-    tensors, _ = read_weights(checkpoint / OPTIMIZER)
-    for i, parameter in enumerate(_parameters(optimizer)):
-        prefix = f"{i}."
-        state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+def last_good_checkpoint(folder: Path) -> Path | None:
+    """The newest that verifies and was not written between steps left out; newer ones are deleted."""
+    for checkpoint in reversed(checkpoints(folder)):
+        if verifies(checkpoint) and read_progress(checkpoint).bad_in_a_row == 0:
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def read_progress(checkpoint: Path) -> Progress:
+    """How far the run was when a checkpoint was written."""
     state = read_json(checkpoint / STATE)
-    return Progress(state["images_seen"], state["seconds"])
+    if state.pop("format", 1) != FORMAT:
+        raise UserError(
+            f"{checkpoint}: written by an earlier version of kilopix; finish the run with that version, or "
+            "train anew. `kilopix sample` can use its weights."
+        )
+    del state["files"]
+    return Progress(**state)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
+def load_checkpoint(checkpoint: Path, trained: Trained, processes: Processes | None = None) -> Progress:
+    """Put a checkpoint back into what was built of the same recipe; each process reads its part."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader, load
+    from torch.distributed.checkpoint.api import CheckpointException
 
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{i}.{name}": value.detach().contiguous().cpu()
-        for i, parameter in enumerate(_parameters(optimizer))
-        for name, value in optimizer.state[parameter].items()
-    }
+    progress = read_progress(checkpoint)
+    tensors = {**trained.tensors(), **trained.averages[0].state_dict()}
+    alone = processes is None or processes.count == 1
+    try:
+        with _quiet_alone():
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=alone)
+    except CheckpointException as error:
+        raise UserError(f"{checkpoint}: does not fit the recipe: {_cause(error)}") from error
+    return progress

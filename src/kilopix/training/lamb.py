@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kilopix.config import Config
+from kilopix.training.parallel import is_sharded, local
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 _CHUNK = {"cpu": 1, "cuda": 2**27}
@@ -42,10 +43,11 @@ class Lamb(torch.optim.Optimizer):
         ]
         super().__init__([g for g in groups if g["params"]], {"lr": config.lr})
         self.betas, self.eps = config.betas, config.eps
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of every parameter that has a gradient."""
+        """One step of every parameter that has a gradient; none where `found_inf` is set and not 0."""
         loss = closure() if closure else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -56,13 +58,14 @@ class Lamb(torch.optim.Optimizer):
     def _step(self, params: list[Tensor], lr: float, decay: float, adapt: bool) -> None:
         states = [self._state(p) for p in params]
         steps = [state["step"] for state in states]
+        parts = [local(p) for p in params]
         torch._foreach_add_(steps, 1)
-        updates = list(torch._foreach_mul(params, -decay))
+        updates = list(torch._foreach_mul(parts, -decay))
         torch._fused_adam_(
             updates,
-            [p.grad for p in params if p.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [local(p.grad) for p in params if p.grad is not None],
+            [local(state["exp_avg"]) for state in states],
+            [local(state["exp_avg_sq"]) for state in states],
             [],
             steps,
             lr=1.0,
@@ -72,26 +75,42 @@ class Lamb(torch.optim.Optimizer):
             eps=self.eps,
             amsgrad=False,
             maximize=False,
+            found_inf=self.found_inf,
         )
-        if not adapt:
-            torch._foreach_add_(params, updates, alpha=lr)
+        if self.found_inf is not None:
+            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
+        if not adapt:  # and not decayed, so that nothing is added where the step is left out
+            torch._foreach_add_(parts, updates, alpha=lr)
             return
-        for p, update in zip(params, updates, strict=True):
-            weight, length = p.norm(), update.norm()
+        taken = 1.0 if self.found_inf is None else 1 - self.found_inf
+        weights, lengths = _norms(params, parts), _norms(params, updates)
+        for part, update, weight, length in zip(parts, updates, weights, lengths, strict=True):
             ratio = torch.where((weight > 0) & (length > 0), weight / length, torch.ones_like(weight))
-            p.addcmul_(update, lr * ratio)
+            part.addcmul_(update, lr * ratio * taken)
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
         if not state:
-            state["step"] = torch.zeros((), device=parameter.device)
+            state["step"] = torch.zeros((), device=local(parameter).device)
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
 
 
+def _norms(params: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
+    """Norms of whole tensors; where processes hold parts of them, their squares are summed at once."""
+    norms = [part.norm() for part in parts]
+    if not is_sharded(params[0]):
+        return norms
+    squares = torch.stack(norms).square()
+    torch.distributed.all_reduce(squares)
+    return list(squares.sqrt())
+
+
 def _chunks(params: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters in their order, in runs that are updated together."""
+    """Parameters in their order, in runs that are updated together; all of them where they are sharded."""
+    if params and is_sharded(params[0]):
+        return [params]
     chunks: list[list[Tensor]] = []
     size = 0
     for p in params:

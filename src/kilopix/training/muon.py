@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kilopix.config import Config
+from kilopix.training.parallel import full_like, local, part_like
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -68,48 +69,70 @@ class Muon(torch.optim.Optimizer):
         super().__init__([g for g in groups if g["params"]], {"lr": config.lr})
         self.momentum = config.momentum
         self.betas = adamw.betas
+        self.found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """One step of every parameter that has a gradient."""
+        """One step of every parameter that has a gradient; none where `found_inf` is set and not 0."""
         loss = closure() if closure else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             if group["muon"]:
-                self._step_matrices(params, group["lr"])
+                self._step_matrices(params, group["lr"], group["weight_decay"])
             else:
-                self._step_adam(params, group["lr"])
+                self._step_adam(params, group["lr"], group["weight_decay"])
         return loss
 
-    def _step_matrices(self, params: list[Tensor], lr: float) -> None:
+    def _step_matrices(self, params: list[Tensor], lr: float, decay: float) -> None:
         grads = _gradients(params)
-        buffers = [self._buffer(p, "momentum") for p in params]
-        torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        buffers = [local(self._buffer(p, "momentum")) for p in params]
+        if self.found_inf is None:
+            taken: float | Tensor = 1.0
+            torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
+        else:
+            taken = 1 - self.found_inf
+            grads = [torch.where(self.found_inf > 0, 0.0, grad) for grad in grads]
+            for buffer, grad in zip(buffers, grads, strict=True):
+                buffer.lerp_(grad, (1 - self.momentum) * taken)
+        parts = [local(p) for p in params]
+        torch._foreach_mul_(parts, 1 - lr * decay * taken)  # pyright: ignore[reportArgumentType, reportCallIssue]
         updates = torch._foreach_lerp(grads, buffers, self.momentum)
         by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, update in enumerate(updates):
-            by_shape.setdefault(tuple(update.shape), []).append(i)
+        for i, p in enumerate(params):
+            by_shape.setdefault(tuple(p.shape), []).append(i)
         for (rows, columns), members in by_shape.items():
-            directions = orthogonalize(torch.stack([updates[i] for i in members]))
-            scale = max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_([params[i] for i in members], list(directions), alpha=-lr * scale)
+            # A direction is a matter of the whole matrix, so that each process works it out for itself.
+            whole = torch.stack([full_like(updates[i], params[i]) for i in members])
+            directions = orthogonalize(whole) * (-lr * max(1.0, rows / columns) ** 0.5 * taken)
+            steps = [part_like(step, params[i]) for i, step in zip(members, directions, strict=True)]
+            torch._foreach_add_([parts[i] for i in members], steps)
 
-    def _step_adam(self, params: list[Tensor], lr: float) -> None:
-        beta1, beta2 = self.betas
-        grads = _gradients(params)
-        first = [self._buffer(p, "exp_avg") for p in params]
-        second = [self._buffer(p, "exp_avg_sq") for p in params]
-        torch._foreach_lerp_(first, grads, 1 - beta1)
-        torch._foreach_mul_(second, beta2)
-        torch._foreach_addcmul_(second, grads, grads, 1 - beta2)
+    def _step_adam(self, params: list[Tensor], lr: float, decay: float) -> None:
+        steps: list[Tensor] = []
         for p in params:
             state = self.state[p]
-            state["step"] = state.get("step", torch.zeros(())) + 1
-        step = float(self.state[params[0]]["step"])
-        denominators = torch._foreach_sqrt(torch._foreach_div(second, 1 - beta2**step))
-        torch._foreach_add_(denominators, 1e-8)
-        torch._foreach_addcdiv_(params, first, denominators, -lr / (1 - beta1**step))
+            if "step" not in state:
+                state["step"] = torch.zeros((), device=local(p).device)
+            steps.append(state["step"])
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
+            [local(p) for p in params],
+            _gradients(params),
+            [local(self._buffer(p, "exp_avg")) for p in params],
+            [local(self._buffer(p, "exp_avg_sq")) for p in params],
+            [],
+            steps,
+            lr=lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            weight_decay=decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+            found_inf=self.found_inf,
+        )
+        if self.found_inf is not None:
+            torch._foreach_sub_(steps, [self.found_inf] * len(steps))
 
     def _buffer(self, parameter: Tensor, name: str) -> Tensor:
         state = self.state[parameter]
@@ -119,7 +142,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def _gradients(params: list[Tensor]) -> list[Tensor]:
-    return [p.grad for p in params if p.grad is not None]
+    return [local(p.grad) for p in params if p.grad is not None]
 
 
 def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:

@@ -7,6 +7,7 @@ tau^gamma; its width sigma_rel is the standard deviation of that profile, as a s
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -28,6 +29,7 @@ def width_of(gamma: float) -> float:
     return ((gamma + 1) / (gamma + 3)) ** 0.5 / (gamma + 2)
 
 
+@cache
 def exponent_of(sigma_rel: float) -> float:
     """The exponent gamma >= 0 whose profile has this width, by bisection (what EDM2's algorithm 2 solves)."""
     if not 0 < sigma_rel <= width_of(0.0):

@@ -1,0 +1,228 @@
+"""Several processes that train one network: who this one is, and how gradients become sums over all.
+
+In: what `torchrun` (or `srun`) puts into the environment, and a module. Out: the module, replicated (DDP) or
+sharded (FSDP2). Gradients are summed, never averaged: the loss carries the weight of every image.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from kilopix.runtime import pick_device
+from kilopix.types import UserError
+
+Style = Literal["ddp", "fsdp"]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those that train; alone, all of its methods do nothing or the obvious."""
+
+    rank: int = 0
+    count: int = 1
+    device: str = "cpu"
+    style: Style = "ddp"
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the process that writes what is written once."""
+        return self.rank == 0
+
+    @property
+    def device_type(self) -> str:
+        """cpu, cuda or mps."""
+        return torch.device(self.device).type
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of every parameter."""
+        return self.count > 1 and self.style == "fsdp"
+
+    def share(self, total: int) -> range:
+        """The part of `total` things that is this process's; the parts, one after the other, are all."""
+        return range(self.rank * total // self.count, (self.rank + 1) * total // self.count)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over all processes, in place."""
+        if self.count > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def smallest(self, value: int) -> int:
+        """The smallest of all processes' numbers."""
+        return min(self.gather(value))
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every process's value (of plain types), in the order of ranks."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def once(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives in the main process, for all of them; its `UserError` is raised by all."""
+        if self.count == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.main:
+            try:
+                answer[0] = work()
+            except UserError as error:
+                answer[1] = str(error)
+        torch.distributed.broadcast_object_list(answer)
+        if answer[1] is not None:
+            raise UserError(answer[1])
+        return answer[0]
+
+    def shard(self, module: nn.Module, parts: Sequence[list[nn.Module]]) -> nn.Module:
+        """Shard a module in place where processes shard; each group of `parts` is gathered by itself."""
+        if self.sharded:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import FSDPModule, fully_shard
+
+            mesh = init_device_mesh(self.device_type, (self.count,))
+            for group in parts:
+                fully_shard(group[0] if len(group) == 1 else group, mesh=mesh)
+            fully_shard(module, mesh=mesh)
+            for part in module.modules():
+                if isinstance(part, FSDPModule):
+                    part.set_gradient_divide_factor(1.0)
+                    part.set_force_sum_reduction_for_comms(True)
+        return module
+
+    def replicate(self, module: nn.Module) -> nn.Module:
+        """Wrap a module so that its gradients are summed over processes, if they do not shard."""
+        if self.count == 1 or self.sharded:
+            return module
+        from torch.nn.parallel import DistributedDataParallel
+
+        ids = [torch.device(self.device).index] if self.device_type == "cuda" else None
+        replica = DistributedDataParallel(
+            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+        )
+        replica.register_comm_hook(None, _summed)
+        return replica
+
+    def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
+        """Inside, gradients stay with this process unless it is the last micro-batch of the step."""
+        if self.sharded:
+            from torch.distributed.fsdp import FSDPModule
+
+            assert isinstance(module, FSDPModule)
+            module.set_requires_gradient_sync(last)
+        elif self.count > 1 and not last:
+            assert isinstance(module, nn.parallel.DistributedDataParallel)
+            return module.no_sync()
+        return nullcontext()
+
+
+def _summed(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+    """DDP's reduction without its division."""
+    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda done: done.value()[0])
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this process holds a part of the tensor."""
+    if not torch.distributed.is_initialized():  # and DTensor need not be imported
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor of which each process may hold a part; all processes must ask."""
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds, in the same memory."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def full_like(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of a tensor of which `part` is this process's, sharded as `like`; all processes must ask."""
+    if not is_sharded(like):
+        return part
+    joined = torch.zeros_like(like)
+    local(joined).copy_(part)
+    return full(joined)
+
+
+def part_like(whole: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all have, as `like` is sharded; nothing is sent."""
+    if not is_sharded(like):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """Scale gradients to a joint norm of at most `limit`; returns the norm, which is not waited for."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = full(nn.utils.get_total_norm(grads))
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
+@contextmanager
+def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterator[Processes]:
+    """Join the processes that `torchrun` started, each on its own device; alone if it started none."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Processes(device=pick_device(device), style=style)
+        return
+    rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
+    device = pick_device(device)
+    if device == "mps":
+        raise UserError("device 'mps' trains in one process only; start without torchrun, or on the CPU.")
+    on_cuda = torch.device(device).type == "cuda"
+    if on_cuda:
+        if local >= torch.cuda.device_count():
+            raise UserError(
+                f"process {rank}: there are {torch.cuda.device_count()} GPUs here and this is number "
+                f"{local + 1}; start as many processes a node as it has GPUs."
+            )
+        device = f"cuda:{local}"
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(minutes=timeout_minutes)
+    )
+    try:
+        yield Processes(rank, count, device, style)
+    except RuntimeError as error:
+        if not _of_communication(error):
+            raise
+        raise UserError(
+            f"process {rank} of {count}: another process ended or answered no more ({_first_line(error)}). "
+            "Look above for what happened to it; the same command goes on from the last checkpoint."
+        ) from error
+    else:
+        torch.distributed.destroy_process_group()
+
+
+def _of_communication(error: RuntimeError) -> bool:
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset"))
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).splitlines() or [""])[0][:200]
