@@ -278,3 +278,32 @@ def test_scores_are_made_at_intervals_with_the_average(tiny_demo: Path, tmp_path
     assert [header["images_seen"] for header in asked] == [48, 96]
     assert lines(out / "scores.jsonl") == [{"images": 48, "fid": 99.0}, {"images": 96, "fid": 98.0}]
     assert list(out.rglob("scores/*/average.safetensors")) == []
+
+
+def test_scores_that_fail_do_not_end_a_run(
+    tiny_demo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    asked = []
+
+    def score(average: Path, folder: Path) -> dict[str, float]:
+        asked.append(average)
+        raise UserError("inception.safetensors: missing.")
+
+    out = tmp_path / "run"
+    recipe = load_recipe("mini", [*TINY, "scores.every=48"])
+    assert train.run(tiny_demo / "shards", out, recipe, "cpu", score=score)
+    assert len(asked) == 1
+    assert "inception.safetensors: missing. Training goes on without scores." in capsys.readouterr().out
+    assert (out / "model.safetensors").exists()
+
+
+def test_the_command_takes_held_out_shards(tiny_demo: Path, held_out: Path, tmp_path: Path, cli: Cli):
+    settings = [*TINY, "training.images=32", "validation.samples=4"]
+    out, manifest = tmp_path / "run", tiny_demo / "held_out.parquet"
+    watch = ["--validation", held_out, "--score", manifest, "--device", "cpu"]
+    done = cli("train", tiny_demo / "shards", out, *settings, *watch)
+    assert done.code == 0, done.err
+    assert len(lines(out / "validation.jsonl")) == 4
+    refused = cli("train", tiny_demo / "shards", tmp_path / "other", *settings, "--validation", tmp_path)
+    assert refused.code == 2
+    assert "no index.json" in refused.err

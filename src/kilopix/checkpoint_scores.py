@@ -72,7 +72,9 @@ def average_scorer(held_out: Path, config: ScoresConfig, seed: int, device: str)
         raise UserError(f"{held_out}: no pictures in it to score against.")
 
     def score(average: Path, folder: Path) -> Mapping[str, int | float]:
-        card = score_average(average, held_out, folder, config.images, seed, only=config.only, device=device)
+        card = score_average(
+            average, held_out, folder, config.images, seed, config.settings, config.only, device=device
+        )
         return {score.name: score.value for score in card.scores}
 
     return score

@@ -171,8 +171,16 @@ class Watch:
         folder = self.out / SCORES / f"{images_seen:012d}"
         weights = folder / AVERAGE
         save_weights(weights, network, {**self.header, "images_seen": images_seen})
-        found = dict(score(weights, folder))
-        weights.unlink()  # a run's disk holds many scores, and few copies of a network
+        if self.processes.device_type == "cuda":
+            torch.cuda.empty_cache()  # what scores loads networks of its own
+        try:
+            found = dict(score(weights, folder))
+        except UserError as error:  # scores are not worth a run
+            say(f"scores at {images_seen:,} images: {error} Training goes on without scores.")
+            self.score = None
+            return
+        finally:
+            weights.unlink()  # a run's disk holds many scores, and few copies of a network
         append_line(self.out / f"{SCORES}.jsonl", {"images": images_seen, **found})
         self._track(SCORES, found, images_seen)
 

@@ -64,5 +64,10 @@ def test_on_a_terminal_there_is_a_bar(monkeypatch, capsys: pytest.CaptureFixture
     monkeypatch.setattr(progress, "progress_bar", bar)
     with shown_progress(10, 0) as shown:
         shown.update(5, "half")
+        with shown.paused(), bar() as other:
+            other.add_task("inner", note="of its own")
+        shown.update(6, "again")
     assert "5 half" in file.getvalue()
+    assert "of its own" in file.getvalue()
+    assert "6 again" in file.getvalue()
     assert capsys.readouterr().out == ""

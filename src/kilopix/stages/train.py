@@ -393,7 +393,8 @@ class Stretch:
         """Validate, sample, score, store: what is due; the time for it is not training's."""
         run, started = self.run, time.perf_counter()
         self.watchdog.aside("validating, sampling or scoring")
-        run.watch.step(run.network, run.average, before, run.images_seen)
+        with self.display.paused():
+            run.watch.step(run.network, run.average, before, run.images_seen)
         self._since += time.perf_counter() - started
 
     def _save(self) -> None:

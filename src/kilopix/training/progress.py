@@ -86,6 +86,16 @@ class Display:
         if self._plain and now - self._said >= self._every:
             self._say(now)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, other work may show a bar of its own."""
+        shown = self._bar.live.is_started
+        if shown:
+            self._bar.stop()
+        yield
+        if shown:
+            self._bar.start()
+
     def _say(self, now: float) -> None:
         say(f"{self.done:,} of {self.total:,} images ({self.done / self.total:.1%})  {self._note}")
         self._said = now

@@ -39,7 +39,8 @@ class ScoresConfig(Config):
 
     every: int = Field(default=0, ge=0)
     images: int = Field(default=1_000, ge=16)
-    only: tuple[str, ...] = Field(default=(), description="networks to score with; all of the scores if none")
+    only: tuple[str, ...] = Field(default=(), description="the scores to make; all that can be, if none")
+    settings: tuple[str, ...] = Field(default=(), description="section.key=value, as kilopix fidelity takes")
 
 
 def is_due(every: int, before: int, images_seen: int) -> bool:
