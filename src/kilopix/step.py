@@ -49,7 +49,7 @@ class StepBatch:
         return len(self.latents)
 
     def moved_to(self, device: str) -> "StepBatch":
-        """The batch on a device; who is self-conditioned stays, since to look at it there would be to wait."""
+        """The batch on a device; `self_condition` stays, since to look at it there would be to wait."""
         return self._each(lambda x: x.to(device, non_blocking=True))
 
     def pinned(self) -> "StepBatch":

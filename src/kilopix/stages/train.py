@@ -227,12 +227,10 @@ def _changed(before: Recipe, now: dict[str, Any]) -> list[str]:
 
 def _verify(shards: Shards, processes: Processes) -> None:
     """Compare the shards with their hashes, each process some of the files."""
-    names = list(shards.index.files)
+    files = list(shards.index.files.items())[processes.rank :: processes.count]
     problem = None
     try:
-        check_hashes(
-            shards.folder, {n: shards.index.files[n] for n in names[processes.rank :: processes.count]}
-        )
+        check_hashes(shards.folder, dict(files))
     except UserError as error:
         problem = str(error)
     if found := [text for text in processes.gather(problem) if text]:
@@ -294,8 +292,9 @@ def _micro_batch(loss: StepLoss, recipe: Recipe, shards: Shards, out: Path, proc
     found = processes.smallest(largest_that_fits(fits, largest))
     if not found:
         raise UserError(
-            "training.micro_batch: not one image fits this GPU; set training.activation_checkpointing=true or "
-            "training.parallel=fsdp, or take a smaller model."
+            "training.micro_batch: not one image fits this GPU; set "
+            "training.activation_checkpointing=true, or training.parallel=fsdp on several GPUs, or take "
+            "a smaller model."
         )
     return found
 
@@ -480,14 +479,12 @@ def _name_samples(run: Run, batch: StepBatch, images_seen: int, outcome: Outcome
 def _place_to_go_back_to(run: Run, step: Step, give_up: bool, outcome: Outcome) -> tuple[Path, int]:
     """The last good checkpoint, and how many images were seen after the last batch that was left out."""
     patience = run.recipe.training.guard.patience
-    advice = (
-        "lower optimizer.lr or training.clip_norm, or begin with a longer training.schedule.warmup_images"
-    )
+    advice = "lower optimizer.lr or training.clip_norm, or set a longer training.schedule.warmup_images"
     ending = f"{patience} batches in a row could not be trained on; of the last, {outcome.reason}."
     if give_up:
         raise UserError(
-            f"{run.out}: {ending} The run went back {run.guard.went_back} times without getting past. Look at "
-            f"{run.out / SKIPPED} for the samples; or {advice}, in a new folder."
+            f"{run.out}: {ending} The run went back {run.guard.went_back} times without getting "
+            f"past. Look at {run.out / SKIPPED} for the samples; or {advice}, in a new folder."
         )
     good = run.processes.once(lambda: last_good_checkpoint(run.out / CHECKPOINTS))
     if good is None:

@@ -5,6 +5,7 @@ sharded (FSDP2). Gradients are summed, never averaged: the loss carries the weig
 """
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -110,9 +111,12 @@ class Processes:
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [torch.device(self.device).index] if self.device_type == "cuda" else None
-        replica = DistributedDataParallel(
-            module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        with warnings.catch_warnings():
+            # The name that follows `broadcast_buffers` is not known to all versions of torch.
+            warnings.simplefilter("ignore", FutureWarning)
+            replica = DistributedDataParallel(
+                module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
         replica.register_comm_hook(None, _summed)
         return replica
 
@@ -129,7 +133,7 @@ class Processes:
         return nullcontext()
 
 
-def _summed(_: object, bucket: Any) -> torch.futures.Future[Tensor]:
+def _summed(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
     """DDP's reduction without its division."""
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
@@ -202,9 +206,11 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
             )
         device = f"cuda:{local}"
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(minutes=timeout_minutes)
-    )
+    joined_before = torch.distributed.is_initialized()
+    if not joined_before:
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=timedelta(minutes=timeout_minutes)
+        )
     try:
         yield Processes(rank, count, device, style)
     except RuntimeError as error:
@@ -215,7 +221,8 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
             "Look above for what happened to it; the same command goes on from the last checkpoint."
         ) from error
     else:
-        torch.distributed.destroy_process_group()
+        if not joined_before:
+            torch.distributed.destroy_process_group()
 
 
 def _of_communication(error: RuntimeError) -> bool:
