@@ -1,13 +1,15 @@
-"""Run by torchrun in the tests: one training after another, each with faults of its own.
+"""Trainings with faults of their own, in this process or, as a script, in those that torchrun starts.
 
-The argument is a JSON list of jobs: shards, out, recipe, overrides, and what to break. Every process writes
-the ids of the samples that it is given to `ids-RANK.jsonl` beside the run.
+As a script, its argument is a JSON list of jobs, which it does one after the other.
 """
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
@@ -19,30 +21,85 @@ from kilopix.step import StepBatch, StepLoader
 from kilopix.types import UserError
 
 RANK = int(os.environ.get("RANK", "0"))
-load = StepLoader.load
+LAST = int(os.environ.get("WORLD_SIZE", "1")) - 1
+NEVER = 10**9
 
 
-def logged(self: StepLoader, place: tuple[int, int]) -> StepBatch:
-    """Load as always, and write down what was loaded; end or hang where the job says so."""
-    batch = load(self, place)
-    with open(JOB["ids"].format(RANK), "a") as file:
-        file.write(json.dumps({"position": batch.position, "rank": RANK, "ids": batch.paths}) + "\n")
-    if RANK == 1 and place[0] >= JOB.get("die_at", 1e9):
-        os._exit(9)
-    if RANK == 1 and place[0] >= JOB.get("hang_at", 1e9):
-        time.sleep(JOB["hang_seconds"])
-    return batch
+@dataclass
+class Job:
+    """A training, and at which image of the order the last process breaks, and how."""
+
+    shards: str
+    out: str
+    recipe: str
+    overrides: list[str] = field(default_factory=list)
+    stop_at: int = NEVER
+    die_at: int = NEVER
+    hang_at: int = NEVER
+    hang_seconds: float = 0.0
+
+    def ids(self, rank: int) -> Path:
+        """Where a process writes down which samples it was given."""
+        return Path(f"{self.out}-ids-{rank}.jsonl")
+
+    def sample_ids(self, ranks: int) -> dict[int, list[str]]:
+        """Of every batch's place, the ids of its samples in order, all processes together."""
+        ids: dict[int, list[str]] = {}
+        for rank in range(ranks):
+            if self.ids(rank).exists():
+                mine = map(json.loads, self.ids(rank).read_text().splitlines())
+                for position, paths in {line["position"]: line["ids"] for line in mine}.items():
+                    ids[position] = ids.get(position, []) + paths
+        return ids
+
+    def do(self) -> bool:
+        """Train; as `run` does."""
+        load = StepLoader.load
+
+        def broken(loader: StepLoader, place: tuple[int, int]) -> StepBatch:
+            batch = load(loader, place)
+            with open(self.ids(RANK), "a") as file:
+                file.write(json.dumps({"position": batch.position, "ids": batch.paths}) + "\n")
+            if RANK == LAST:
+                self._break(place[0])
+            return batch
+
+        StepLoader.load = broken
+        try:
+            return run(Path(self.shards), Path(self.out), load_recipe(self.recipe, self.overrides), "cpu")
+        finally:
+            StepLoader.load = load
+
+    def _break(self, position: int) -> None:
+        if position >= self.die_at:
+            os._exit(9)
+        if position >= self.hang_at:
+            self.hang_at = NEVER
+            time.sleep(self.hang_seconds)
+        if position >= self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-StepLoader.load = logged
-JOB: dict = {}
-if RANK or int(os.environ.get("WORLD_SIZE", "1")) > 1:
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+def in_processes(jobs: list[Job], processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """What torchrun gives for the jobs in so many processes."""
+    arguments = ["--standalone", "--nproc-per-node", str(processes), __file__]
+    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    command.append(json.dumps([asdict(job) for job in jobs]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 
-for JOB in json.loads(sys.argv[1]):
-    JOB["ids"] = JOB["out"] + "-ids-{}.jsonl"
-    try:
-        run(Path(JOB["shards"]), Path(JOB["out"]), load_recipe(JOB["recipe"], JOB["overrides"]), "cpu")
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr, flush=True)
-        os._exit(2)
+
+def main() -> None:
+    """Do the jobs of the command line."""
+    if LAST:
+        torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=100))
+    for values in json.loads(sys.argv[1]):
+        try:
+            Job(**values).do()
+        except UserError as error:
+            print(f"Error: {error}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -184,7 +184,8 @@ def _told_to_all(final: Path, processes: Processes) -> Iterator[None]:
     problems = [text for text in processes.gather(problem) if text]
     if problems:
         raise UserError(
-            f"{final}: the checkpoint could not be written ({problems[0]}); the last one is kept."
+            f"{final}: the checkpoint could not be written ({problems[0]}); the last one is kept. Make room, "
+            "or set training.keep_checkpoints lower; the same command goes on from there."
         )
 
 

@@ -12,7 +12,7 @@ from kilopix.runtime import atomic_path
 from kilopix.training.progress import Work
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
-_SUMS = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
+_SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
 
 
 class LogWindow:

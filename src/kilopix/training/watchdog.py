@@ -121,9 +121,7 @@ class Watchdog:
             try:
                 line = json.loads(self._file(rank).read_text())
             except (OSError, ValueError):
-                told.append(
-                    (-2, f"  process {rank}: has given no sign at all: it has not begun, or has ended")
-                )
+                told.append((-2, f"  process {rank}: no sign at all: it has not begun, or has ended"))
                 continue
             where = f"process {rank} ({line['host']}, pid {line['pid']})"
             silent = now - line["told"]

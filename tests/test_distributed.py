@@ -1,0 +1,158 @@
+"""Two processes against one, and four accumulations against one: the same losses and weights."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine_worker import Job, in_processes
+from kilopix.training.checkpoint import checkpoints, read_progress, read_weights
+from tiny import TINY
+
+STEPS = 20
+RUN = ["training.images=160", "training.batch_size=8", "training.checkpoint_every=80", "training.log_every=8"]
+DIT = [*TINY, *RUN]
+RIN = [
+    *(setting for setting in DIT if not setting.startswith("model.")),
+    "model.latents=8",
+    "model.latent_width=32",
+    "model.token_width=16",
+    "model.blocks=2",
+    "model.layers=1",
+    "model.patch=1",
+    "model.read_write_heads=2",
+    "model.compute_heads=2",
+    "model.text_heads=2",
+    "model.registers=2",
+    "optimizer.kind=lamb",
+    "optimizer.lr=1e-3",
+]
+KINDS = {"dit": ("mini", DIT), "cad": ("mini_cad", RIN), "muon": ("mini", [*DIT, "optimizer.kind=muon"])}
+FOUR, FSDP = ["training.micro_batch=2"], ["training.parallel=fsdp"]
+
+
+@pytest.fixture(scope="module")
+def job(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("processes")
+
+    def make(name: str, kind: str, *settings: str, **breaks) -> Job:
+        recipe, overrides = KINDS[kind]
+        return Job(str(tiny_demo / "shards"), str(folder / name), recipe, [*overrides, *settings], **breaks)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def alone(job) -> dict[str, Job]:
+    """Every kind in one process, whole."""
+    jobs = {kind: job(kind, kind) for kind in KINDS}
+    assert all(each.do() for each in jobs.values())
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def together(job) -> dict[str, Job]:
+    """In two processes, one after the other; the last was begun by one process, and stops again."""
+    jobs = {
+        "dit ddp": job("dit-ddp", "dit", "training.micro_batch=2"),
+        "cad ddp": job("cad-ddp", "cad", "training.micro_batch=3"),
+        "dit fsdp": job("dit-fsdp", "dit", *FSDP, "training.micro_batch=2"),
+        "cad fsdp": job("cad-fsdp", "cad", *FSDP, "training.activation_checkpointing=true"),
+        "muon fsdp": job("muon-fsdp", "muon", *FSDP),
+        "resumed": job("resumed", "dit", stop_at=48),
+    }
+    assert jobs["resumed"].do() is False
+    jobs["resumed"].stop_at = 96
+    done = in_processes(list(jobs.values()))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return jobs
+
+
+def losses(run: Job) -> list[float]:
+    return [json.loads(line)["loss"] for line in (Path(run.out) / "log.jsonl").read_text().splitlines()]
+
+
+def without_key_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights but for the biases of keys: attention does not depend on them, so that their gradients are
+    rounding errors, which Adam and LAMB scale to the size of any other."""
+    kept = dict(tensors)
+    for name in tensors:
+        if name.endswith("qkv.bias"):
+            queries, _, values = tensors[name].chunk(3)
+            kept[name] = torch.cat([queries, values])
+        elif name.endswith("kv.bias"):
+            kept[name] = tensors[name].chunk(2)[1]
+    return kept
+
+
+def assert_same(a: Job, b: Job) -> None:
+    ours, theirs = (without_key_biases(read_weights(Path(x.out) / "model.safetensors")[0]) for x in (a, b))
+    assert ours.keys() == theirs.keys()
+    gaps = {name: float((ours[name] - theirs[name]).abs().max()) for name in ours}
+    assert {name: gap for name, gap in gaps.items() if gap > 1e-5} == {}
+    first, second = losses(a), losses(b)
+    assert len(first) == len(second) == STEPS
+    assert first[0] != pytest.approx(first[-1], rel=1e-3), "it learnt nothing"
+    assert first == pytest.approx(second, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["dit", "cad"])
+def test_four_accumulations_are_one_batch(kind: str, alone: dict[str, Job], job):
+    accumulated = job(f"{kind}-accumulated", kind, *FOUR)
+    assert accumulated.do()
+    assert_same(accumulated, alone[kind])
+
+
+@pytest.mark.parametrize("name", ["dit ddp", "cad ddp", "dit fsdp", "cad fsdp", "muon fsdp"])
+def test_two_processes_are_one(name: str, alone: dict[str, Job], together: dict[str, Job]):
+    assert_same(together[name], alone[name.split()[0]])
+
+
+def test_one_to_two_to_one_process_in_the_same_order(alone: dict[str, Job], together: dict[str, Job]):
+    resumed = together["resumed"]
+    stopped = read_progress(checkpoints(Path(resumed.out) / "checkpoints")[-1])
+    assert stopped.processes == 2
+    assert 96 <= stopped.images_seen < 160
+    resumed.stop_at = 10**9
+    assert resumed.do()
+    assert_same(resumed, alone["dit"])
+    order = alone["dit"].sample_ids(1)
+    assert sorted(order) == list(range(0, 160, 8))
+    lines = [json.loads(line) for line in resumed.ids(1).read_text().splitlines()]
+    assert len(lines) > 3, "the second process was given nothing"
+    # What two processes were given, one after the other, is what one is given; the first also wrote down
+    # what it was given alone.
+    for line in lines:
+        assert line["ids"] == order[line["position"]][4:]
+    for line in map(json.loads, resumed.ids(0).read_text().splitlines()):
+        assert line["ids"] in (order[line["position"]], order[line["position"]][:4])
+
+
+def test_what_two_processes_wrote_one_reads(alone: dict[str, Job], together: dict[str, Job], job):
+    continued = job("continued", "cad")
+    shutil.copytree(together["cad fsdp"].out, continued.out)
+    (Path(continued.out) / "model.safetensors").unlink()
+    for newest in checkpoints(Path(continued.out) / "checkpoints")[1:]:
+        shutil.rmtree(newest)
+    assert continued.do()
+    assert_same(continued, alone["cad"])
+
+
+def test_a_hanging_and_a_dead_process(job, alone: dict[str, Job]):
+    hangs = job("hangs", "dit", "training.watchdog.seconds=1", hang_at=80, hang_seconds=6.0)
+    dies = job("dies", "dit", "training.checkpoint_every=32", die_at=80)
+    done = in_processes([hangs, dies])
+    assert done.returncode != 0
+    report = done.stderr[done.stderr.index("takes longer than") :]
+    assert "process 1 (" in report
+    assert "waiting for data" in report
+    assert "computing, or waiting for the other processes" in report
+    assert_same(hangs, alone["dit"])
+    assert "another process ended or answered no more" in done.stderr
+    assert "the same command goes on from the last checkpoint" in done.stderr
+    assert not (Path(dies.out) / "model.safetensors").exists()
+    dies.die_at = 10**9
+    assert dies.do()
+    assert_same(dies, alone["dit"])

@@ -1,0 +1,59 @@
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from kilopix.training.watchdog import Watchdog, WatchdogConfig
+
+
+def wait_for(condition, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+def test_a_slow_step_is_reported_once_with_what_each_process_does(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    config = WatchdogConfig(seconds=0.2, factor=2)
+    stuck, other = (Watchdog(config, tmp_path, rank, 3) for rank in (0, 1))
+    printed = ""
+
+    def reported() -> bool:
+        nonlocal printed
+        printed += capfd.readouterr().err
+        return "Process by process" in printed and "test_watchdog.py" in printed
+
+    with stuck.watching(), other.watching():
+        stuck.step(7)
+        stuck.enter("computing")
+        other.enter("waiting for data")
+        wait_for(reported)
+        time.sleep(0.6)
+        printed += capfd.readouterr().err
+    assert printed.count("Process by process") == 1
+    lines = [line for line in printed.splitlines() if line.startswith("  process")]
+    assert "process 2: no sign at all" in lines[0]
+    assert "waiting for data" in lines[1]
+    assert "computing" in lines[2]
+    assert "at step 7" in lines[2]
+    assert list(tmp_path.glob("process-*")) == []
+
+
+def test_a_process_that_has_gone_silent_comes_first(tmp_path: Path):
+    watchdog = Watchdog(WatchdogConfig(seconds=1), tmp_path, 0, 2)
+    line = {"phase": "computing", "since": 0, "step": 3, "told": time.time() - 100, "host": "a", "pid": 1}
+    (tmp_path / "process-00001.json").write_text(json.dumps(line))
+    assert "no sign for 100 s, last computing" in watchdog.report()
+
+
+def test_usual_steps_set_the_limit_and_are_not_reported(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    watchdog = Watchdog(WatchdogConfig(seconds=0.2, factor=20), tmp_path)
+    with watchdog.watching():
+        for number in range(5):
+            watchdog.step(number)
+            time.sleep(0.05)
+    assert 20 * 0.05 <= watchdog.limit < 20 * 0.5
+    assert "Process by process" not in capfd.readouterr().err
