@@ -211,7 +211,7 @@ def _open_run(shards_folder: Path, out: Path, header: dict[str, Any]) -> bool:
             )
     else:
         write_json(record, header)
-    if (shards_folder / CODEC).exists():
+    if (shards_folder / CODEC).exists() and not (out / CODEC).exists():
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(shards_folder / CODEC, temporary)
     return (out / MODEL).exists()
