@@ -3,6 +3,7 @@
 As a script, its argument is a JSON list of jobs, which it does one after the other.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ import torch
 from kilopix.recipe import load_recipe
 from kilopix.stages.train import run
 from kilopix.step import StepBatch, StepLoader
+from kilopix.training import checkpoint
 from kilopix.types import UserError
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -37,6 +39,8 @@ class Job:
     die_at: int = NEVER
     hang_at: int = NEVER
     hang_seconds: float = 0.0
+    killed_at_file: int = NEVER
+    """The file of a checkpoint, all counted, at which the process is killed when it is written."""
 
     def ids(self, rank: int) -> Path:
         """Where a process writes down which samples it was given."""
@@ -65,10 +69,20 @@ class Job:
             return batch
 
         StepLoader.load = broken
+        hashed, files = checkpoint._synced_hash, itertools.count(1)
+
+        def hash_or_die(path: Path) -> str:
+            if next(files) >= self.killed_at_file:
+                with open(path, "rb+") as file:  # a file is as long as it came to be
+                    file.truncate(path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return hashed(path)
+
+        checkpoint._synced_hash = hash_or_die
         try:
             return run(Path(self.shards), Path(self.out), load_recipe(self.recipe, self.overrides), "cpu")
         finally:
-            StepLoader.load = load
+            StepLoader.load, checkpoint._synced_hash = load, hashed
 
     def _break(self, position: int) -> None:
         if position >= self.die_at:
@@ -77,16 +91,21 @@ class Job:
             self.hang_at = NEVER
             time.sleep(self.hang_seconds)
         if position >= self.stop_at:
+            self.stop_at = NEVER
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def command(jobs: list[Job]) -> list[str]:
+    """The command line that does the jobs in one process."""
+    return [sys.executable, __file__, json.dumps([asdict(job) for job in jobs])]
 
 
 def in_processes(jobs: list[Job], processes: int = 2) -> subprocess.CompletedProcess[str]:
     """What torchrun gives for the jobs in so many processes."""
-    arguments = ["--standalone", "--nproc-per-node", str(processes), __file__]
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
-    command.append(json.dumps([asdict(job) for job in jobs]))
+    python, *rest = command(jobs)
+    start = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run([*start, *rest], capture_output=True, text=True, timeout=300, env=environment)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import engine_worker
+from engine_worker import Job
 from kilopix.recipe import load_recipe
 from kilopix.stages.train import run
 from kilopix.training.checkpoint import checkpoints, read_weights
@@ -77,21 +80,40 @@ def test_sigterm_saves_and_says_so(tiny_demo: Path, uninterrupted: Path, tmp_pat
     assert_same(out, uninterrupted)
 
 
-@pytest.mark.slow
-def test_killed_at_twenty_random_moments(tiny_demo: Path, uninterrupted: Path, tmp_path: Path):
-    import random
+def test_killed_while_it_writes_a_checkpoint(tiny_demo: Path, uninterrupted: Path, tmp_path: Path):
+    out = tmp_path / "run"
+    job = Job(str(tiny_demo / "shards"), str(out), "mini", LONG, killed_at_file=4)
+    done = subprocess.run(engine_worker.command([job]), capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert [f.name[0] for f in (out / "checkpoints").iterdir()].count(".") == 1, "it was not writing one"
+    assert [int(f.name) for f in checkpoints(out / "checkpoints")] == [64]
+    run(tiny_demo / "shards", out, load_recipe("mini", LONG), "cpu")
+    assert_same(out, uninterrupted)
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_killed_at_twenty_random_moments(tiny_demo: Path, uninterrupted: Path, tmp_path: Path):
     rng = random.Random(0)
     kills = 0
     for trial in range(20):
         out = tmp_path / f"run{trial}"
+        job = Job(str(tiny_demo / "shards"), str(out), "mini", LONG)
+        if trial % 3 == 0:  # while it writes a checkpoint
+            job.killed_at_file = rng.randint(1, 60)
         process = subprocess.Popen(
-            command(tiny_demo, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            engine_worker.command([job]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        time.sleep(rng.uniform(2, 8))
-        kills += process.poll() is None
-        process.kill()
-        process.wait()
+        if trial % 3 == 0:
+            kills += process.wait(300) == -signal.SIGKILL
+        else:
+            while not (out / "log.jsonl").exists() and process.poll() is None:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 6))
+            kills += process.poll() is None
+            process.kill()
+            process.wait()
         run(tiny_demo / "shards", out, load_recipe("mini", LONG), "cpu")
         assert_same(out, uninterrupted)
-    assert kills >= 10
+    print(f"{kills} of 20 were killed in the middle")
+    assert kills >= 12

@@ -61,17 +61,18 @@ class StepBatch:
         assert number <= len(self)
         for i in range(number):
             rows = slice(i * len(self) // number, (i + 1) * len(self) // number)
-            part = self._each(lambda x, rows=rows: x[rows])
-            yield replace(part, self_condition=self.self_condition[rows], paths=self.paths[rows])
+            yield self._each(lambda x, rows=rows: x[rows], self.self_condition[rows])
 
     def tensors(self) -> list[Tensor]:
         """The tensors that are on the device."""
         named = [(f.name, getattr(self, f.name)) for f in fields(self)]
         return [x for name, x in named if isinstance(x, Tensor) and name != "self_condition"]
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "StepBatch":
-        names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
-        return replace(self, **{n: change(getattr(self, n)) for n in names if n != "self_condition"})
+    def _each(self, change: Callable[[Tensor], Tensor], self_condition: Tensor | None = None) -> "StepBatch":
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "self_condition"}
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        kept = self.self_condition if self_condition is None else self_condition
+        return replace(self, **changed, self_condition=kept)
 
 
 class StepLoader:

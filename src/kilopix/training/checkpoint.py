@@ -189,7 +189,7 @@ def _told_to_all(final: Path, processes: Processes) -> Iterator[None]:
         )
 
 
-def _cause(error: Exception) -> BaseException:
+def _cause(error: BaseException) -> BaseException:
     """The error itself, out of those that torch.distributed.checkpoint collects from all processes."""
     failures = getattr(error, "failures", None)
     return next(iter(failures.values()))[0] if failures else error
