@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from data_engine import write_shards
+from kilopix import engine
 from kilopix.data.shards import Shards
 from kilopix.models.dit import DIT_SIZES, DiTConfig
 from kilopix.models.rin import RIN_SIZES, RINConfig
@@ -29,10 +30,10 @@ from kilopix.network import flops_per_image
 from kilopix.pretrained.autoencoder import SDAutoencoderConfig
 from kilopix.pretrained.text_encoder import T5Config
 from kilopix.recipe import DataConfig, Recipe, TrainingConfig
-from kilopix.stages import train
 from kilopix.step import StepBatch
 from kilopix.training.checkpoint import set_skipped
 from kilopix.training.parallel import Processes, clip_gradients
+from kilopix.training.progress import Display
 from kilopix.training.stopping import Stop
 from kilopix.training.watchdog import Watchdog
 
@@ -44,7 +45,7 @@ SMALL = {
 LARGE = {"dit": DIT_SIZES["L"], "cad": RIN_SIZES["L"]}
 
 
-def start(folder: Path, kind: str, device: str, batch: int) -> train.Run:
+def start(folder: Path, kind: str, device: str, batch: int) -> engine.Run:
     """A run as `kilopix train` has it before its first step, of more images than will be seen."""
     sizes = LARGE if device.startswith("cuda") else SMALL
     recipe = Recipe(
@@ -57,7 +58,7 @@ def start(folder: Path, kind: str, device: str, batch: int) -> train.Run:
         ),
     )
     processes = Processes(device=device)
-    return train._start(recipe, Shards(folder / "shards"), folder / "run", {}, processes)
+    return engine.start(recipe, Shards(folder / "shards"), folder / "run", {}, processes)
 
 
 def wait(device: str) -> None:
@@ -66,7 +67,7 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def bare_steps(run: train.Run, batch: StepBatch, steps: int) -> list[float]:
+def bare_steps(run: engine.Run, batch: StepBatch, steps: int) -> list[float]:
     """Seconds of each step that is nothing but the network's; waited for once, at the end, on a GPU."""
     set_skipped(run.optimizer, torch.zeros((), device=run.processes.device))
     parameters = list(run.network.parameters())
@@ -84,17 +85,23 @@ def bare_steps(run: train.Run, batch: StepBatch, steps: int) -> list[float]:
     return _each(began, time.perf_counter(), run.processes.device)
 
 
-def engine_steps(run: train.Run, steps: int) -> list[float]:
+def engine_steps(run: engine.Run, steps: int) -> list[float]:
     """Seconds of each step of the training loop, from its second on."""
     stop, ended = Stop(), [0.0]
 
-    def show(note: str) -> None:
-        ended.append(time.perf_counter())
-        stop.asked = len(ended) > steps
+    class Timed(Display):
+        """A display that is shown nowhere and notes when it is told of a step."""
 
+        def update(self, done: int, note: str) -> None:
+            super().update(done, note)
+            ended.append(time.perf_counter())
+            stop.asked = len(ended) > steps
+
+    run.watch = engine.watch_over(run)
     watchdog = Watchdog(run.recipe.training.watchdog, run.out)
     with watchdog.watching():
-        stretch = train.Stretch(run, stop, watchdog, show)
+        display = Timed(run.recipe.training.images, 0, float("inf"))
+        stretch = engine.Stretch(run, stop, watchdog, display)
         stretch._save = lambda: None
         assert stretch.ended()
     return _each(ended[1:], ended[-1], run.processes.device)
@@ -108,7 +115,7 @@ def _each(times: list[float], end: float, device: str) -> list[float]:
     return steps
 
 
-def one_batch(run: train.Run) -> StepBatch:
+def one_batch(run: engine.Run) -> StepBatch:
     """The first batch, on the device."""
     return run.loader.load((0, run.recipe.training.batch_size)).moved_to(run.processes.device)
 
@@ -136,11 +143,11 @@ def compare(folder: Path, kind: str, device: str, batch: int, rounds: int, steps
     bare_steps(run, fixed, 2)
     engine_steps(run, 4)
     bare: list[float] = []
-    engine: list[float] = []
+    ours_of: list[float] = []
     for _ in range(rounds):
         bare += bare_steps(run, fixed, steps)
-        engine += engine_steps(run, steps + 3)[2:]
-    ours, least = statistics.median(engine), statistics.median(bare)
+        ours_of += engine_steps(run, steps + 3)[2:]
+    ours, least = statistics.median(ours_of), statistics.median(bare)
     parameters = sum(p.numel() for p in run.network.parameters()) / 1e6
     print(
         f"{kind}: {parameters:.0f}M weights, batch {batch}, micro-batch {run.loader.micro_batch}: "

@@ -18,6 +18,7 @@ from kilopix.training.parallel import Processes
 from kilopix.training.snapshots import stored_snapshots
 from kilopix.training.watching import ValidationConfig
 from kilopix.validation import FixedSet, held_out_set, level_losses, level_times
+from kilopix.watch import Watch
 from tiny import TINY, Cli
 
 WATCHED = [
@@ -114,14 +115,14 @@ def test_a_run_that_died_in_between_has_the_same_records(
 ):
     out, shards = tmp_path / "run", tiny_demo / "shards"
     recipe = load_recipe("mini", [*POWER, *WATCHED])
-    real = train.Watch.step
+    real = Watch.step
 
     def dies(self: Any, network: Any, average: Any, before: int, seen: int) -> None:
         real(self, network, average, before, seen)
         if seen == 80:  # after the checkpoint of 64, and a snapshot and a line of the log
             raise Stopped
 
-    monkeypatch.setattr(train.Watch, "step", dies)
+    monkeypatch.setattr(Watch, "step", dies)
     with pytest.raises(Stopped):
         train.run(shards, out, recipe, "cpu", validation=held_out)
     assert max(p.images for p in stored_snapshots(out / "averages")) == 80

@@ -5,7 +5,7 @@ every random decision made, and the module that turns it into a loss. All decisi
 and the place of the batch or of the image, so that they depend on no number of processes or micro-batches.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -141,14 +141,14 @@ class StepLoader:
         return TextStates(empty.states.to(self.text_dtype), empty.mask)
 
 
-def on_device(batches: Iterator[StepBatch], device: str) -> Iterator[StepBatch]:
+def on_device(batches: Iterator[StepBatch], device: str) -> Generator[StepBatch, None, None]:
     """The batches on a device; on a GPU each is copied while the step before it is computed."""
     if torch.device(device).type != "cuda":
         for batch in batches:
             yield batch.moved_to(device)
         return
     copying = torch.cuda.Stream(device)
-    ahead: tuple[StepBatch, torch.cuda.Event] | None = None
+    ahead: tuple[StepBatch, torch.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(copying):
             copied = batch.moved_to(device), copying.record_event()
@@ -159,7 +159,7 @@ def on_device(batches: Iterator[StepBatch], device: str) -> Iterator[StepBatch]:
         yield _arrived(*ahead)
 
 
-def _arrived(batch: StepBatch, copied: torch.cuda.Event) -> StepBatch:
+def _arrived(batch: StepBatch, copied: torch.Event) -> StepBatch:
     """The batch, for use in the current stream."""
     stream = torch.cuda.current_stream()
     stream.wait_event(copied)

@@ -241,7 +241,7 @@ def open_watch(
         return watch
     shape, device = shards.index.latent_shape, processes.device
     watch.preview = open_preview(recipe, shards.folder, out, header, shards.whitening, shape, device)
-    watch.trackers = open_trackers(recipe.training.track, out, header["recipe"], images_seen)
+    watch.trackers = open_trackers(recipe.training.track, out, recipe.model_dump(mode="json"), images_seen)
     if sets:
         held_out, training = (len(samples.numbers) for samples in sets.values())
         times = recipe.validation.levels

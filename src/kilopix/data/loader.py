@@ -26,6 +26,7 @@ WINDOW = 4096
 """Blocks among whose samples the next is drawn: 65,536 samples, of any class."""
 
 Key = TypeVar("Key")
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,14 @@ def collate(
 
 
 def prefetch(
-    load: Callable[[Key], Batch], keys: Iterable[Key], depth: int = 2, workers: int = 1
-) -> Iterator[Batch]:
+    load: Callable[[Key], Loaded], keys: Iterable[Key], depth: int = 2, workers: int = 1
+) -> Iterator[Loaded]:
     """Load the batches of `keys` in threads, up to `depth` ahead of the one in use, in the order of the keys.
 
     What loading raises is raised here, in its turn. With several workers, `load` must be safe to call from
     several threads; `load_batch` is, where each call has a `SampleOrder` of its own.
     """
-    waiting: deque[Future[Batch]] = deque()
+    waiting: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(workers, "kilopix-loader")
     try:
         for key in keys:

@@ -1,4 +1,4 @@
-"""Shards to a run: the training loop.
+"""Shards to a run: what is checked and written before and after training (`kilopix.engine`).
 
 In: a recipe and shards. Out: a run folder:
 
@@ -13,48 +13,22 @@ place of its images, so a run that was stopped and started again is the run that
 
 import json
 import shutil
-import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
-from kilopix.data.loader import prefetch
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
-from kilopix.network import Network, blocks_of, build_network, flops_per_image, shards_of
+from kilopix.engine import CHECKPOINTS, go_on_from, start, train
+from kilopix.network import build_network, flops_per_image
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
-from kilopix.step import StepBatch, StepLoader, StepLoss, on_device, synthetic_batch
-from kilopix.training.averages import Average, build_average
-from kilopix.training.checkpoint import (
-    Progress,
-    Trained,
-    allocate_states,
-    last_good_checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    read_progress,
-    save_checkpoint,
-    save_weights,
-    set_skipped,
-)
-from kilopix.training.guard import Guard, Outcome
-from kilopix.training.logs import LOG, SKIPPED, LogWindow, cut_log, note_skipped
-from kilopix.training.optim import build_optimizer, lr_factor, set_lr
-from kilopix.training.parallel import Processes, clip_gradients, join_processes
-from kilopix.training.progress import Display, Meter, shown_progress
-from kilopix.training.speed import MOST_ON_CPU, fits_on_gpu, largest_that_fits, pick_precision, speed_up
-from kilopix.training.stopping import Stop, stop_on_signal
-from kilopix.training.watchdog import Watchdog
+from kilopix.training.checkpoint import newest_checkpoint, save_weights
+from kilopix.training.logs import LOG, cut_log
+from kilopix.training.parallel import Processes, join_processes
 from kilopix.types import UserError
-from kilopix.watch import ScoreAverage, Watch, open_watch
+from kilopix.watch import ScoreAverage
 
 AFTER_TRAINING = ("sampling", "evaluation", "validation", "preview", "scores")
 """Sections of a recipe that training does not depend on, so that they may change under a run."""
@@ -73,47 +47,7 @@ HOW = {
     "track",
 }
 """Settings of `training` that say how a run is computed and watched, not what it learns."""
-MODEL, RECIPE, CHECKPOINTS = "model.safetensors", "recipe.json", "checkpoints"
-LATE = 1
-"""Steps by which the host reads losses and norms late, so that a GPU always has its next step to do."""
-
-
-@dataclass
-class Run:
-    """What a run carries from step to step."""
-
-    recipe: Recipe
-    shards: Shards
-    out: Path
-    header: dict[str, Any]
-    processes: Processes
-    network: Network
-    average: Average
-    loss: nn.Module
-    optimizer: torch.optim.Optimizer
-    guard: Guard
-    loader: StepLoader
-    images_seen: int = 0
-    moved: int = 0
-    seconds: float = 0.0
-    log: dict[str, float] = field(default_factory=dict)
-    watch: Watch = field(init=False)
-
-    @property
-    def trained(self) -> Trained:
-        """What a checkpoint of the run holds."""
-        return Trained(self.network, self.average.networks, self.optimizer, self.guard.statistics)
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step that was started: its numbers (loss, norm, taken, stop), which may not have arrived yet."""
-
-    batch: StepBatch
-    images_seen: int
-    numbers: Tensor
-    arrived: torch.cuda.Event | None
-    lr: float
+MODEL, RECIPE = "model.safetensors", "recipe.json"
 
 
 def run(
@@ -161,17 +95,14 @@ def _run(
         return True
     if recipe.training.verify_shards:
         _verify(shards, processes)
-    state = _start(recipe, shards, out, header, processes)
+    state = start(recipe, shards, out, header, processes)
     if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
-        _go_on_from(state, newest)
+        go_on_from(state, newest)
         if processes.main:
             say(f"{out}: going on from {state.images_seen:,} images.")
     if processes.main:
         cut_log(out / LOG, state.images_seen)
-    seen, precision = state.images_seen, pick_precision(recipe.training.precision, processes.device_type)
-    state.watch = open_watch(recipe, shards, out, header, processes, precision, seen, validation, score)
-    with closing(state.watch):
-        finished = _train(state)
+    finished = train(state, validation, score)
     if finished:
         ended = {**header, "images_seen": state.images_seen}
         save_weights(out / MODEL, state.average.network, ended, processes.main)
@@ -235,270 +166,3 @@ def _verify(shards: Shards, processes: Processes) -> None:
         problem = str(error)
     if found := [text for text in processes.gather(problem) if text]:
         raise UserError(found[0])
-
-
-def _start(recipe: Recipe, shards: Shards, out: Path, header: dict[str, Any], processes: Processes) -> Run:
-    """Everything as it is before the first step."""
-    training, device = recipe.training, processes.device
-    network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width).to(device).train()
-    average = build_average(network, training.average)
-    precision = pick_precision(training.precision, processes.device_type)
-    on_gpu = processes.device_type == "cuda"
-    compiled = on_gpu if training.compile == "auto" else training.compile
-    speed_up(blocks_of(network), compiled, training.activation_checkpointing)
-    loss = StepLoss(network, recipe, precision)
-    loader = StepLoader(shards, recipe, processes, _micro_batch(loss, recipe, shards, out, processes))
-    loader.text_dtype = precision
-    for averaged in average.networks:
-        processes.shard(averaged, [])
-    processes.shard(loss, shards_of(network))
-    optimizer = build_optimizer(recipe.optimizer, network)
-    allocate_states(optimizer)
-    guard = Guard(training.guard, device)
-    whole = processes.replicate(loss)
-    return Run(recipe, shards, out, header, processes, network, average, whole, optimizer, guard, loader)
-
-
-def _micro_batch(loss: StepLoss, recipe: Recipe, shards: Shards, out: Path, processes: Processes) -> int:
-    """Images that each process takes at once: as the recipe says, as before, or the most that fit."""
-    training = recipe.training
-    largest = -(-training.batch_size // processes.count)
-    if training.micro_batch != "auto":
-        return min(training.micro_batch, largest)
-    if processes.device_type != "cuda":
-        return min(largest, MOST_ON_CPU)
-    if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
-        before = read_progress(newest)
-        if before.processes == processes.count and before.micro_batch:
-            return before.micro_batch
-    index = shards.index
-    weights = sum(p.nbytes for p in loss.parameters())
-    states = 2 * weights // (processes.count if processes.sharded else 1)
-
-    def fits(size: int) -> bool:
-        batch = synthetic_batch(
-            recipe,
-            size,
-            index.latent_shape[0],
-            index.text_width,
-            recipe.text.max_tokens,
-            loss.precision,
-            processes.device,
-        )
-        good = fits_on_gpu(lambda: loss(batch).backward(), states)
-        loss.zero_grad()
-        return good
-
-    found = processes.smallest(largest_that_fits(fits, largest))
-    if not found:
-        raise UserError(
-            "training.micro_batch: not one image fits this GPU; set "
-            "training.activation_checkpointing=true, or training.parallel=fsdp on several GPUs, or take "
-            "a smaller model."
-        )
-    return found
-
-
-def _go_on_from(run: Run, checkpoint: Path) -> None:
-    progress = load_checkpoint(checkpoint, run.trained, run.processes)
-    run.images_seen, run.moved, run.seconds = progress.images_seen, progress.moved, progress.seconds
-    run.guard.in_a_row, run.guard.went_back = progress.bad_in_a_row, progress.went_back
-    run.log = progress.log
-
-
-def _train(run: Run) -> bool:
-    """Train to the end or to a signal; returns whether it came to the end."""
-    training, processes = run.recipe.training, run.processes
-    watchdog = Watchdog(training.watchdog, run.out / "processes", processes.rank, processes.count)
-    shown = shown_progress(training.images, run.images_seen, quiet=not processes.main)
-    with stop_on_signal() as stop, shown as display, watchdog.watching():
-        while not (stretch := Stretch(run, stop, watchdog, display)).ended():
-            assert stretch.back_to is not None
-            _go_back(run, *stretch.back_to)
-    return run.images_seen >= training.images
-
-
-class Stretch:
-    """The loop, from one place of the data order on: until the end, a signal, or a return to a checkpoint."""
-
-    def __init__(self, run: Run, stop: Stop, watchdog: Watchdog, display: Display) -> None:
-        self.run = run
-        self.stop = stop
-        self.watchdog = watchdog
-        self.display = display
-        self.meter = Meter(run.watch.work)
-        log, every = run.out / LOG if run.processes.main else None, run.recipe.training.log_every
-        self.window = LogWindow(log, every, run.log, run.watch.work, run.watch.logged)
-        self.back_to: tuple[Path, int] | None = None
-        self._waiting: deque[Step] = deque()
-        self._stopping = False
-        self._since = time.perf_counter()
-
-    def ended(self) -> bool:
-        """Train; False where the run has to go back to `back_to` first."""
-        run, training = self.run, self.run.recipe.training
-        with closing(_batches(run)) as batches:
-            while run.images_seen < training.images and not self._stopping:
-                self.watchdog.step(run.images_seen)
-                self.watchdog.enter("waiting for data")
-                batch = next(batches)
-                self.watchdog.enter("computing, or waiting for the other processes")
-                before = run.images_seen
-                self._waiting.append(_take_step(run, batch, self.stop.asked))
-                due = run.images_seen // training.checkpoint_every > before // training.checkpoint_every
-                look = run.watch.due(before, run.images_seen)
-                self._settle(0 if due or look or run.images_seen >= training.images else LATE)
-                if self.back_to:
-                    return False
-                if look:
-                    self._look(before)
-                if due:
-                    self._save()
-            self._settle(0)
-            if self.back_to:
-                return False
-            if run.images_seen >= training.images:
-                self.window.flush(run.images_seen, run.optimizer.param_groups[0]["lr"], run.seconds)
-            if run.images_seen < training.images or run.images_seen % training.checkpoint_every:
-                self._save()
-        return True
-
-    def _settle(self, late: int) -> None:
-        """Take note of steps whose numbers have arrived, all but the last `late`."""
-        while len(self._waiting) > late and not self.back_to:
-            self.watchdog.enter("waiting for the device")
-            step = self._waiting.popleft()
-            if step.arrived is not None:
-                step.arrived.synchronize()
-            loss, norm, taken, stop = step.numbers.tolist()
-            self._stopping |= stop > 0
-            now = time.perf_counter()
-            seconds, self._since = now - self._since, now
-            self.run.seconds += seconds
-            outcome = Outcome(loss, norm, taken > 0)
-            count = step.batch.count
-            if self.window.add(step.images_seen, loss, norm, outcome.taken, count, seconds):
-                self.window.flush(step.images_seen, step.lr, self.run.seconds)
-            self.meter.add(count, seconds)
-            left = self.run.recipe.training.images - step.images_seen
-            self.display.update(step.images_seen, self.meter.note(self.window.loss, self.run.seconds, left))
-            if not outcome.taken:
-                _name_samples(self.run, step.batch, step.images_seen, outcome)
-            action = self.run.guard.count(outcome.taken)
-            if action != "go on":
-                self.back_to = _place_to_go_back_to(self.run, step, action == "give up", outcome)
-
-    def _look(self, before: int) -> None:
-        """Validate, sample, score, store: what is due; the time for it is not training's."""
-        run, started = self.run, time.perf_counter()
-        self.watchdog.aside("validating, sampling or scoring")
-        with self.display.paused():
-            run.watch.step(run.network, run.average, before, run.images_seen)
-        self._since += time.perf_counter() - started
-
-    def _save(self) -> None:
-        run, training = self.run, self.run.recipe.training
-        self.watchdog.enter("saving a checkpoint")
-        guard = run.guard
-        if guard.in_a_row == 0:
-            guard.went_back = 0
-        progress = Progress(
-            run.images_seen,
-            run.seconds,
-            run.moved,
-            guard.in_a_row,
-            guard.went_back,
-            run.loader.micro_batch,
-            run.processes.count,
-            self.window.state(),
-        )
-        folder, keep, every = run.out / CHECKPOINTS, training.keep_checkpoints, training.keep_every
-        save_checkpoint(folder, run.trained, progress, run.header, keep, every, run.processes)
-
-
-def _batches(run: Run) -> Iterator[StepBatch]:
-    """The batches from here to the end, loaded ahead in a thread, on the device."""
-    training = run.recipe.training
-    starts = range(run.images_seen, training.images, training.batch_size)
-    places = ((start + run.moved, min(training.batch_size, training.images - start)) for start in starts)
-    return on_device(prefetch(run.loader.load, places), run.processes.device)
-
-
-def _take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
-    """One optimizer step, taken only where the guard lets it; nothing here is waited for."""
-    training, processes, optimizer = run.recipe.training, run.processes, run.optimizer
-    numbers = torch.zeros(2)
-    numbers[1] = float(stop)
-    numbers = numbers.to(processes.device, non_blocking=True)
-    parts = run.loader.micro_batches(batch.count)
-    for i, part in enumerate(batch.micro_batches(parts)):
-        with processes.accumulate(run.loss, last=i == parts - 1):
-            loss = run.loss(part)
-            loss.backward()
-        numbers[0] += loss.detach()
-    processes.sum(numbers)
-    norm = clip_gradients(list(run.network.parameters()), training.clip_norm)
-    taken = run.guard.judge(numbers[0], norm)
-    images_seen = run.images_seen + batch.count
-    set_lr(optimizer, lr_factor(training.schedule, images_seen, training.images))
-    set_skipped(optimizer, 1 - taken)
-    optimizer.step()
-    optimizer.zero_grad()
-    run.images_seen = images_seen
-    run.average.update(run.network, images_seen, batch.count)
-    facts = torch.stack([numbers[0], norm, taken, numbers[1]])
-    arrived = None
-    if processes.device_type == "cuda":
-        facts = facts.to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-    return Step(batch, images_seen, facts, arrived, optimizer.param_groups[0]["lr"])
-
-
-def _name_samples(run: Run, batch: StepBatch, images_seen: int, outcome: Outcome) -> None:
-    """Write down a batch that was left out, with its samples; all processes bring theirs."""
-    mine = {"samples": batch.paths, "faults": [[fault.sample, fault.error] for fault in batch.faults]}
-    shares = run.processes.gather(mine)
-    if not run.processes.main:
-        return
-    faults = [fault for share in shares for fault in share["faults"]]
-    reason = f"{faults[0][0]} {faults[0][1]}" if faults else outcome.reason
-    say(f"Left out the batch at image {batch.position:,}: {reason}. Its samples are in {run.out / SKIPPED}.")
-    line = {
-        "images": images_seen,
-        "position": batch.position,
-        "reason": reason,
-        "loss": repr(outcome.loss),
-        "grad_norm": repr(outcome.norm),
-        "faults": faults,
-        "samples": [sample for share in shares for sample in share["samples"]],
-    }
-    note_skipped(run.out / SKIPPED, line)
-
-
-def _place_to_go_back_to(run: Run, step: Step, give_up: bool, outcome: Outcome) -> tuple[Path, int]:
-    """The last good checkpoint, and how many images were seen after the last batch that was left out."""
-    patience = run.recipe.training.guard.patience
-    advice = "lower optimizer.lr or training.clip_norm, or set a longer training.schedule.warmup_images"
-    ending = f"{patience} batches in a row could not be trained on; of the last, {outcome.reason}."
-    if give_up:
-        raise UserError(
-            f"{run.out}: {ending} The run went back {run.guard.went_back} times without getting "
-            f"past. Look at {run.out / SKIPPED} for the samples; or {advice}, in a new folder."
-        )
-    good = run.processes.once(lambda: last_good_checkpoint(run.out / CHECKPOINTS))
-    if good is None:
-        raise UserError(f"{run.out}: {ending} There is no good checkpoint yet: {advice}.")
-    return good, step.batch.position + step.batch.count
-
-
-def _go_back(run: Run, checkpoint: Path, position: int) -> None:
-    """Take up a checkpoint again, with the data order moved on to image number `position`."""
-    went_back = run.guard.went_back + 1
-    _go_on_from(run, checkpoint)
-    run.guard.in_a_row, run.guard.went_back = 0, went_back
-    run.moved = position - run.images_seen
-    if run.processes.main:
-        cut_log(run.out / LOG, run.images_seen)
-        run.watch.go_back(run.images_seen)
-        say(f"{run.out}: back to {run.images_seen:,} images; the data go on from image {position:,}.")
