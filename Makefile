@@ -35,6 +35,8 @@ bench: $(READY)  ## Measure speed, as ratios within one run.
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/evaluators.py
 	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/generate.py
 
 clean:  ## Delete the environment and the demo.
 	rm -rf .venv demo

@@ -5,51 +5,30 @@
 Pictures are 500 x 375 JPEGs of about ImageNet's size in bytes, drawn as noise of many scales.
 """
 
-import io
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+import loading
 from kilopix.data.augmented import Augmenter
 from kilopix.data.cutmix import paste_at
-from kilopix.data.engines import Job, run_local
-from kilopix.data.loader import SampleOrder, load_batch
+from kilopix.data.engines import run_local
 from kilopix.data.manifest import Manifest, Row
-from kilopix.data.part_facts import LatentSums, PartFacts, gather
-from kilopix.data.parts import Parts, one_thread_here, write_table
+from kilopix.data.parts import Parts, TableJob, one_thread_here
 from kilopix.data.pixels import read_square
 from kilopix.data.rows import write_rows
-from kilopix.data.shards import ShardIndex, Shards, to_shard, write_index
-from kilopix.data.text_storage import TextStorage
+from kilopix.encoding import Pace
 from kilopix.pretrained.autoencoder import SDAutoencoderConfig, encode_images, load_autoencoder
 from kilopix.pretrained.text_encoder import T5Config, encode_in_batches, load_text_encoder
 from kilopix.stages.augment import AugmentPart
-from kilopix.stages.encode import Pace
-from kilopix.types import LatentMoments, TextStates
+from timing import side_by_side
 
 SIDE, QUALITY = 256, 95
-WIDTH, LATENT = 2048, (4, 32, 32)  # of Flan-T5-XL, and of the autoencoder at 256 pixels
-
-
-def seconds(work: Callable[[], object], repeats: int = 3) -> float:
-    """The fastest of several runs, after one that is not counted, in seconds of the processor.
-
-    On one core these are the seconds of a clock, but for other programs that share the core.
-    """
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.process_time()
-        work()
-        times.append(time.process_time() - started)
-    return min(times)
 
 
 def photographs(folder: Path, count: int) -> Augmenter:
@@ -120,16 +99,18 @@ def cutmix() -> None:
             for row in planned:
                 plain_pillow(augmenter, row, file, as_floats)
 
-        opened = seconds(lambda: [read_square(folder, row.base, SIDE) for row in planned])
-        fast, pillow, floats = (
-            seconds(lambda: AugmentPart(augmenter, next(outs), count)(0)),
-            seconds(lambda: usual(False)),
-            seconds(lambda: usual(True)),
-        )
-    rates = [f"{count / taken:.0f}/s" for taken in (fast, pillow, floats)]
-    print(f"  kilopix {rates[0]}, plain Pillow {rates[1]}, as floats {rates[2]}")
-    print(f"  decoding and resizing alone {count / opened:.0f}/s")
-    print(f"  {pillow / fast:.2f} times plain Pillow, {floats / fast:.2f} times the published way")
+        works = {
+            "kilopix": lambda: AugmentPart(augmenter, next(outs), count)(0),
+            "pillow": lambda: usual(False),
+            "floats": lambda: usual(True),
+            "opened": lambda: [read_square(folder, row.base, SIDE) for row in planned],
+        }
+        taken = side_by_side(works, 8)
+    rate = {name: f"{count / one:.0f}/s" for name, one in taken.items()}
+    print(f"  kilopix {rate['kilopix']}, plain Pillow {rate['pillow']}, as floats {rate['floats']}")
+    print(f"  decoding and resizing alone {rate['opened']}")
+    print(f"  {taken['pillow'] / taken['kilopix']:.2f} times plain Pillow, ", end="")
+    print(f"{taken['floats'] / taken['kilopix']:.2f} times the published way")
 
 
 def cores() -> None:
@@ -142,7 +123,7 @@ def cores() -> None:
         rates = []
         for workers in (1, 2):
             parts, times = Parts(folder / f"parts{workers}", count // rows), []
-            job = Job(make, parts)
+            job = TableJob(make, parts)
             run_local(job, parts.missing(), workers, lambda _, times=times: times.append(time.perf_counter()))
             steady = times[workers:]
             rates.append(rows * (len(steady) - 1) / (steady[-1] - steady[0]))
@@ -208,184 +189,26 @@ def encoding() -> None:
             if with_text:
                 encode_in_batches(our_text, texts, pace.tokens)
 
-        whole = [seconds(work, 2) for work in (one_at_a_time, in_batches)]
-        alone = [seconds(lambda work=work: work(False), 2) for work in (one_at_a_time, in_batches)]
-    print(f"  {count / whole[1]:.0f} pictures with captions/s against {count / whole[0]:.0f}: ", end="")
-    print(f"{whole[0] / whole[1]:.2f} times; the autoencoder alone {alone[0] / alone[1]:.2f} times")
+        works = {
+            "usual": one_at_a_time,
+            "kilopix": in_batches,
+            "usual, pictures": lambda: one_at_a_time(False),
+            "kilopix, pictures": lambda: in_batches(False),
+        }
+        taken = side_by_side(works, 3)
+    fast, usual = count / taken["kilopix"], count / taken["usual"]
+    alone = taken["usual, pictures"] / taken["kilopix, pictures"]
+    print(f"  {fast:.0f} pictures with captions/s against {usual:.0f}: {fast / usual:.2f} times; ", end="")
+    print(f"the autoencoder alone {alone:.2f} times")
 
 
-def write_shards(folder: Path, count: int, storage: TextStorage, width: int, tokens: tuple[int, int]) -> None:
-    """Shards of random latents and text states, each plain picture with an augmented version."""
-    generator = torch.Generator().manual_seed(0)
-    per_file = 64
-    paths = []
-    for kind in ("plain", "augmented"):
-        for start in range(0, count, per_file):
-            here = min(per_file, count - start)
-            latents = torch.randn(here, *LATENT, generator=generator)
-            moments = LatentMoments(latents, latents.abs() * 0.1)
-            lengths = torch.randint(*tokens, (here,), generator=generator).tolist()
-            texts = [torch.randn(n, width, generator=generator) for n in lengths]
-            rows = [
-                Row(f"{kind}/{i}", "class", "A picture.", kind="plain" if kind == "plain" else "cutmix")
-                for i in range(start, start + here)
-            ]
-            if kind == "augmented":
-                rows = [
-                    Row(r.path, "class", r.caption, kind="cutmix", base=r.path.replace(kind, "plain"))
-                    for r in rows
-                ]
-            facts = PartFacts(
-                text_encoder_name="random",
-                text_width=width,
-                text_fingerprint="r",
-                autoencoder_name="random",
-                autoencoder_fingerprint="r",
-                latent_shape=LATENT,
-                left_out=[],
-                sums=LatentSums.of(moments),
-            )
-            short = [text[:8] for text in texts]
-            table = facts.put_into(
-                to_shard(rows, moments, texts, short, storage),
-                TextStates(torch.zeros(1, 1, width), torch.ones(1, 1, dtype=torch.bool))
-                if not paths
-                else None,
-            )
-            paths.append(folder / f"{kind}-{start // per_file:05d}.arrow")
-            write_table(paths[-1], table)
-    gathered = gather(paths, folder)
-    index = ShardIndex(
-        image_size=SIDE,
-        latent_shape=LATENT,
-        text_width=width,
-        text_encoder_name="random",
-        text_encoder={"max_tokens": tokens[1]},
-        text_fingerprint="r",
-        text_storage=storage,
-        autoencoder_name="random",
-        autoencoder={"kind": "random"},
-        autoencoder_fingerprint="r",
-        latent_statistics=gathered.sums.statistics(),
-        plain=count,
-        augmented=count,
-        left_out=0,
-        psnr_db=None,
-        files=gathered.files,
-    )
-    write_index(folder, index)
-
-
-def write_tar(path: Path, shards: Shards, kind: str, dtype: np.dtype) -> None:
-    """The same samples as tar members in NumPy's format, as the published shards hold them."""
-    with tarfile.open(path, "w") as tar:
-        for i in range(len(shards)):
-            sample = shards.plain(i) if kind == "plain" else shards.augmented(i)
-            assert sample is not None
-            assert sample.std is not None
-            text = sample.text.values.view(np.float16).astype(dtype)
-            for name, array in (("mean", sample.mean), ("std", sample.std), ("text", text)):
-                buffer = io.BytesIO()
-                np.save(buffer, array)
-                info = tarfile.TarInfo(f"{i:06d}.{name}.npy")
-                info.size = buffer.tell()
-                buffer.seek(0)
-                tar.addfile(info, buffer)
-
-
-def read_tar(path: Path) -> list[dict[str, np.ndarray]]:
-    """All samples of a tar, read as a stream."""
-    samples: list[dict[str, np.ndarray]] = []
-    with tarfile.open(path, "r|") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            assert file is not None
-            name = member.name.split(".")[1]
-            if name == "mean":
-                samples.append({})
-            samples[-1][name] = np.load(io.BytesIO(file.read()))
-    return samples
-
-
-def tar_batches(folder: Path, size: int) -> None:
-    """Batches from both streams: the augmented one is read whole, since a stream cannot skip by choice."""
-    plain, other = read_tar(folder / "plain.tar"), read_tar(folder / "augmented.tar")
-    wanted = np.random.default_rng(0).random(len(plain)) < 0.3
-    chosen = [b if take else a for a, b, take in zip(plain, other, wanted, strict=True)]
-    for start in range(0, len(chosen), size):
-        batch = chosen[start : start + size]
-        torch.from_numpy(np.stack([s["mean"] for s in batch])).float()
-        torch.from_numpy(np.stack([s["std"] for s in batch])).float()
-        text = torch.zeros(len(batch), max(len(s["text"]) for s in batch), WIDTH)
-        for i, sample in enumerate(batch):
-            text[i, : len(sample["text"])] = torch.from_numpy(sample["text"])
-
-
-def loader() -> None:
-    """Samples a second, from memory that both have been read into, as batches in float32."""
-    count, size = 256, 32
-    print(f"loading: latents {LATENT}, 77 to 180 tokens of {WIDTH}, batches of {size}, pages in memory")
-    rng = np.random.default_rng(0)
-    rates: dict[str, float] = {}
-    for storage, dtype in (
-        ("float16", torch.float32),
-        ("bfloat16", torch.bfloat16),
-        ("int8", torch.bfloat16),
-    ):
-        with tempfile.TemporaryDirectory() as name, one_thread_here():
-            folder = Path(name)
-            write_shards(folder, count, storage, WIDTH, (77, 180))
-            shards, order = Shards(folder), SampleOrder(count, 0)
-
-            def ours(shards: Shards = shards, order: SampleOrder = order, dtype: torch.dtype = dtype) -> None:
-                for first in range(0, count, size):
-                    wanted = (rng.random(size) < 0.3).tolist()
-                    load_batch(shards, order, first, wanted, [False] * size, dtype=dtype)
-
-            rates[storage] = count / seconds(ours)
-            if storage == "float16":
-                for stored in (np.dtype(np.float16), np.dtype(np.float32)):
-                    for kind in ("plain", "augmented"):
-                        write_tar(folder / f"{kind}.tar", shards, kind, stored)
-                    rates[f"tar {stored}"] = count / seconds(
-                        lambda folder=folder: tar_batches(folder, size), 2
-                    )
-    tar = [rates["tar float16"], rates["tar float32"]]
-    print(
-        f"  tar of npy, batches in float32: {tar[0]:.0f} samples/s stored as float16, {tar[1]:.0f} as float32"
-    )
-    for storage, what in (
-        ("float16", "float16, batches in float32"),
-        ("bfloat16", "bfloat16, batches as stored"),
-        ("int8", "int8, batches in bfloat16"),
-    ):
-        print(f"  shards of {what}: {rates[storage]:.0f} samples/s, ", end="")
-        print(f"{rates[storage] / tar[0]:.2f} and {rates[storage] / tar[1]:.2f} times")
-
-
-def anonymous_mib() -> float:
-    """Memory of this process that no file backs, in MiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
-
-
-def memory() -> None:
-    """Memory over a million samples."""
-    print("memory over a million samples")
-    with tempfile.TemporaryDirectory() as name:
-        folder, count, size = Path(name), 4096, 64
-        write_shards(folder, count, "float16", 64, (8, 24))
-        shards, order = Shards(folder), SampleOrder(count, 0)
-        started = time.perf_counter()
-        for first in range(0, 1_000_000, size):
-            wanted = [(first + i) % 10 < 3 for i in range(size)]
-            load_batch(shards, order, first, wanted, [False] * size)
-            if first + size in (size * 1000, size * 7813) or first + size >= 1_000_000:
-                print(f"  after {first + size:,} samples: {anonymous_mib():.0f} MiB")
-        print(f"  {1_000_000 / (time.perf_counter() - started):.0f} samples/s")
-
-
-MEASURES = {"cutmix": cutmix, "cores": cores, "encoding": encoding, "loader": loader, "memory": memory}
+MEASURES = {
+    "cutmix": cutmix,
+    "cores": cores,
+    "encoding": encoding,
+    "loader": loading.loader,
+    "memory": loading.memory,
+}
 
 
 def main(names: list[str]) -> None:

@@ -17,7 +17,7 @@ class Rates:
     """Per second: on one core, or on one GPU of the H100 class; and sizes."""
 
     cutmix: float = 200  # measured, one core
-    load: float = 450  # measured, one core: decoding and resizing to 256 pixels
+    load: float = 430  # measured, one core: decoding and resizing to 256 pixels
     caption: float = 8  # assumed: LLaVA-NeXT of 8 billion weights in true batches, 90 words, a GPU
     autoencoder: float = 450  # assumed, a GPU in bfloat16
     text: float = 600  # assumed, a GPU in bfloat16: Flan-T5-XL's encoder, 130 tokens

@@ -28,7 +28,10 @@ def errors_in_states(captions: list[str]) -> None:
     tokens = torch.cat(exact)
     print(f"{len(captions)} captions, {len(tokens)} tokens")
     for storage in STORAGES:
-        views = [view(np.frombuffer(pack(one, storage), np.uint8), storage, tokens.shape[1]) for one in exact]
+        views = [
+            view(np.frombuffer(bytearray(pack(one, storage)), np.uint8), storage, tokens.shape[1])
+            for one in exact
+        ]
         stored = torch.cat([stack([one], storage).states[0] for one in views])
         relative = (stored - tokens).norm(dim=1) / tokens.norm(dim=1)
         cosine = torch.nn.functional.cosine_similarity(stored, tokens, dim=1)

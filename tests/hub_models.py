@@ -20,12 +20,12 @@ def write_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def write_t5(folder: Path) -> Path:
-    """A T5 encoder of width 16."""
+def write_t5(folder: Path, width: int = 16) -> Path:
+    """A T5 encoder of width 16, or as given."""
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(0)
-    config = T5Config(vocab_size=len(WORDS), d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
+    config = T5Config(vocab_size=len(WORDS), d_model=width, d_kv=4, d_ff=32, num_layers=2, num_heads=4)
     T5EncoderModel(config).save_pretrained(folder)
     write_tokenizer(folder)
     return folder

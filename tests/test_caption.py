@@ -7,6 +7,7 @@ import pytest
 
 from chat_server import Handler, serving
 from containers import numbered, write_parquet, write_tar
+from kilopix import captioning
 from kilopix.data.manifest import read_manifest
 from kilopix.pretrained import adaptive
 from kilopix.pretrained.captioner import Answer, ServerCaptionerConfig
@@ -117,11 +118,11 @@ def test_the_same_command_goes_on_after_an_error(folder: Path, tmp_path: Path, m
             ]
 
     config = ServerCaptionerConfig(url="http://127.0.0.1:1/v1", model="m")
-    monkeypatch.setattr(caption, "load_captioner", lambda config, device: Failing(2))
+    monkeypatch.setattr(captioning, "load_captioner", lambda config, device: Failing(2))
     with pytest.raises(KeyboardInterrupt):
         caption.run(folder, tmp_path / "c.parquet", config)
     assert asked == [4, 4]
-    monkeypatch.setattr(caption, "load_captioner", lambda config, device: Failing(99))
+    monkeypatch.setattr(captioning, "load_captioner", lambda config, device: Failing(99))
     moved = config.model_copy(update={"url": "http://127.0.0.1:2/v1", "concurrency": 3})
     manifest = caption.run(folder, tmp_path / "c.parquet", moved)
     assert asked == [4, 4, 4]

@@ -211,7 +211,7 @@ def test_a_smaller_set_is_never_scored(grids: Path, questions: Path, model: Path
     grid = noise(8, 64)
     grid.paste(grid.crop((32, 0, 64, 32)), (0, 32))
     grid.save(root / "4.png")
-    expect("1 of the pictures are the same as others; --allow-doubled scores them even so: 4.png part 2")
+    expect("scores them even so: 4.png part 2")
     noise(9, 63).save(root / "4.png")
     expect("1 of the pictures are not of 64x64 pixels: 4.png (63x63)")
     (root / "4.png").write_bytes(b"")

@@ -173,19 +173,22 @@ def test_features_of_real_pictures_are_shared_and_finished_work_is_kept(pictures
 
 
 HARM = {
-    "another size": (lambda fake, real: draw_pictures(fake, 1, 9, (41, 40)), r"fake/00000\.png: is 41 x 40"),
+    "another size": (
+        lambda fake, real: draw_pictures(fake, 1, 9, (41, 40)),
+        r"fake: 1 of .* 40x40 pixels.*: 00000\.png \(41x40\)",
+    ),
     "damaged": (
         lambda fake, real: (fake / "00004.png").write_bytes(b"?"),
-        r"fake/00004\.png: cannot be read",
+        r"fake: 1 of .* cannot be read: 00004\.png",
     ),
     "missing": (lambda fake, real: (fake / "00004.png").unlink(), r"00004\.png, which is not there"),
     "doubled": (
         lambda fake, real: shutil.copy(real / "00000.png", real / "a.png"),
-        r"00000\.png and .*a\.png are the same picture",
+        r"real: 1 of .* are the same as others; .*: a\.png \(as 00000\.png\)",
     ),
     "real of another size": (
         lambda fake, real: draw_pictures(real, 1, 9, (80, 40)),
-        r"real/00000\.png: is 80 x 40, and the pictures are 40 x 40",
+        r"real: 1 of .* are not of 40x40 pixels; .*fit_reference=true.*: 00000\.png \(80x40\)",
     ),
 }
 

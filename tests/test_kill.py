@@ -62,17 +62,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def begin(given: list[object], out: Path) -> subprocess.Popen[bytes]:
+    """Start a command, and wait until it has written its first file or part."""
+    process = subprocess.Popen(command(given), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 600
+    while not any(out.rglob("*.arrow")) and not any(out.rglob("*.jpg")) and process.poll() is None:
+        assert time.monotonic() < deadline, "it had written nothing after ten minutes"
+        time.sleep(0.02)
+    return process
+
+
 def trial(
     stage: str, world: Path, whole: Path, extra: list[object], rng: random.Random, seconds: float
 ) -> bool:
     """Kill the stage once and finish it; whether it had begun to write, and was not yet done, when killed."""
     out = whole.with_name(f"{whole.name}-{rng.getrandbits(40)}")
     given = [*arguments(stage, world, out), *extra]
-    process = subprocess.Popen(command(given), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not any(out.rglob("*.arrow")) and not any(out.rglob("*.jpg")) and process.poll() is None:
-        assert time.monotonic() < deadline, "it never began to write"
-        time.sleep(0.02)
+    process = begin(given, out)
     time.sleep(rng.uniform(0, seconds))
     in_the_middle = process.poll() is None
     process.kill()
@@ -88,14 +94,17 @@ def trials(stage: str, world: Path, extra: list[object], count: int) -> None:
     whole = world / f"{stage}-whole"
     if not whole.exists():
         kilopix(*arguments(stage, world, whole))
-    given = arguments(stage, world, world / f"{stage}-timed-{bool(extra)}")
+    timed = world / f"{stage}-timed-{bool(extra)}"
+    process = begin([*arguments(stage, world, timed), *extra], timed)
     started = time.monotonic()
-    kilopix(*given, *extra)
-    assert contents(world / f"{stage}-timed-{bool(extra)}") == contents(whole)
-    seconds = (time.monotonic() - started) / 2
+    assert process.wait() == 0
+    seconds = time.monotonic() - started
+    assert contents(timed) == contents(whole)
     rng = random.Random(f"{stage} {extra}")
-    killed = sum(trial(stage, world, whole, extra, rng, seconds) for _ in range(count))
-    print(f"{stage} {extra}: {killed} of {count} were killed in the middle")
+    killed = 0
+    for number in range(1, count + 1):
+        killed += trial(stage, world, whole, extra, rng, seconds)
+        print(f"{stage} {extra}: {number} identical, {killed} of them killed in the middle", flush=True)
     assert killed >= count // 3
 
 

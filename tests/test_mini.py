@@ -64,23 +64,23 @@ def test_a_run_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
     monkeypatch.setattr("kilopix.stages.mini._CHUNK", 3)
     drawn = []
 
-    def stop_after_two(chunk):
+    def stop_after_two(job, number):
         if len(drawn) == 2:
             raise KeyboardInterrupt
-        drawn.append(chunk)
-        return real(chunk)
+        drawn.append(number)
+        return real(job, number)
 
     from kilopix.stages import mini
 
-    real = mini._draw_chunk
-    monkeypatch.setattr(mini, "_draw_chunk", stop_after_two)
+    real = mini._Draw._draw
+    monkeypatch.setattr(mini._Draw, "_draw", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         run(out, **SMALL, workers=1)
     assert json.loads((out / "mini.json").read_text())["complete"] is False
     left_behind = out / "train" / "car" / ".car_00004.jpg.1.tmp"
     left_behind.write_bytes(b"half")
     before = (out / "train" / "car" / "car_00000.jpg").stat().st_mtime_ns
-    monkeypatch.setattr(mini, "_draw_chunk", real)
+    monkeypatch.setattr(mini._Draw, "_draw", real)
     run(out, **SMALL, workers=1)
     assert (out / "train" / "car" / "car_00000.jpg").stat().st_mtime_ns == before
     assert _digests(out) == _digests(made)

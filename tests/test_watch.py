@@ -48,7 +48,7 @@ def held_out(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_demo / "held_out.parquet",
         out,
         load_recipe("mini", TINY),
-        codec_of=tiny_demo / "shards",
+        codec=tiny_demo / "shards",
         device="cpu",
         workers=1,
     )
@@ -259,7 +259,7 @@ def test_wrong_held_out_shards_are_refused(tiny_demo: Path, tmp_path: Path):
     with pytest.raises(UserError, match="these are the training shards"):
         held_out_set(tiny_demo / "shards", shards, recipe)
     encode.run(tiny_demo / "held_out.parquet", tmp_path / "own", recipe, device="cpu", workers=1)
-    with pytest.raises(UserError, match="--codec-of"):
+    with pytest.raises(UserError, match="--codec"):
         held_out_set(tmp_path / "own", shards, recipe)
 
 

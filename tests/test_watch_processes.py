@@ -42,7 +42,7 @@ def held_out(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         recipe,
         device="cpu",
         workers=1,
-        codec_of=tiny_demo / "shards",
+        codec=tiny_demo / "shards",
     )
     return out
 

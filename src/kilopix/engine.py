@@ -87,10 +87,20 @@ class Step:
     lr: float
 
 
-def start(recipe: Recipe, shards: Shards, out: Path, header: dict[str, Any], processes: Processes) -> Run:
-    """Everything as it is before the first step."""
+def start(
+    recipe: Recipe,
+    shards: Shards,
+    out: Path,
+    header: dict[str, Any],
+    processes: Processes,
+    weights: dict[str, Tensor] | None = None,
+) -> Run:
+    """Everything as it is before the first step; `weights` are another run's, from which it starts."""
     training, device = recipe.training, processes.device
-    network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width).to(device).train()
+    network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width)
+    if weights is not None:
+        network.load_state_dict(weights)
+    network = network.to(device).train()
     average = build_average(network, training.average)
     precision = pick_precision(training.precision, processes.device_type)
     on_gpu = processes.device_type == "cuda"

@@ -1,11 +1,11 @@
-"""From a checkpoint to an object that turns prompts into pictures.
+"""From a model to an object that turns prompts into pictures.
 
-In: a run folder, a checkpoint in it, or a safetensors file whose header holds the recipe. Out: PIL
-images. A picture depends on the weights, its prompt, its seed and the sampling settings alone: not on
-the batch that it is made in.
+In: the name or path of a model. Out: PIL images. A picture depends on the weights, its prompt, its seed and
+the sampling settings alone: not on the batch that it is made in.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,67 +15,88 @@ from PIL import Image
 from torch import Tensor
 
 from kilopix.config import parse
-from kilopix.diffusion.samplers import OnStep
-from kilopix.diffusion.sampling import SamplingConfig, sample
-from kilopix.network import Network, build_network, sampling_predictor
-from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
-from kilopix.pretrained.text_encoder import TextEncoder, load_text_encoder
+from kilopix.diffusion.samplers import OnStep, SamplerName
+from kilopix.diffusion.sampling import PresetName, SamplingChanges, SamplingConfig, sample
+from kilopix.model_files import find_weights, in_low_precision, load_model
+from kilopix.models.rin import RIN
+from kilopix.network import Network, sampling_predictor
+from kilopix.pretrained.autoencoder import CODEC_FILE, Autoencoder, AutoencoderConfig, load_autoencoder
+from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
+from kilopix.pretrained.text_cache import TextCache
+from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoder, TextEncoderConfig, load_text_encoder
+from kilopix.pretrained.weights import DtypeName, torch_dtype
+from kilopix.previews import OnSamplingStep, SamplingStep, as_images, cheap_decoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import pick_device, sha256_of_file, torch_generator
-from kilopix.training.checkpoint import AVERAGE, newest_checkpoint, read_weights
 from kilopix.types import LatentStatistics, UserError
 
 OnImage = Callable[[int], None]
-
-
-def find_weights(path: Path) -> Path:
-    """The weights that a path means: a file, a finished run's model, or its newest checkpoint's average."""
-    if path.is_file():
-        return path
-    if (path / "model.safetensors").is_file():
-        return path / "model.safetensors"
-    if (path / AVERAGE).is_file():
-        return path / AVERAGE
-    newest = newest_checkpoint(path / "checkpoints")
-    if newest is None:
-        raise UserError(f"{path}: no weights there; give a run folder, a checkpoint or a .safetensors file.")
-    return newest / AVERAGE
-
-
-def _find_beside(weights: Path, name: str) -> Path | None:
-    """The folder at or up to two levels above the weights that holds a file of this name."""
-    return next((f for f in list(weights.resolve().parents)[:3] if (f / name).is_file()), None)
+Size = int | tuple[int, int]
+"""Pixels of both sides, or width and height."""
 
 
 @dataclass(frozen=True)
 class Generator:
-    """A network with its text encoder and autoencoder; call it with prompts."""
+    """A network with its text encoder and autoencoder; call it with prompts.
+
+    The encoders are loaded when they are first used.
+    """
 
     network: Network
     recipe: Recipe
     weights: Path
     images_seen: int
     device: str
-    text_fingerprint: str
-    autoencoder_fingerprint: str
+    text_fingerprint: str | None
+    autoencoder_fingerprint: str | None
     whitening: LatentStatistics | None = None
+    codec: PatchCodec | None = None
+    dtype: torch.dtype = torch.float32
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, device: str = "auto") -> "Generator":
-        """Load weights with the recipe in their header; the encoders are loaded when first used."""
-        weights = find_weights(Path(path))
-        tensors, header = read_weights(weights)
-        if "recipe" not in header:
-            raise UserError(f"{weights}: no kilopix recipe in its header.")
-        recipe = parse(Recipe, header["recipe"], f"{weights}: recipe in the header")
-        network = build_network(recipe, header["latent_channels"], header["text_width"])
-        network.load_state_dict(tensors)
+    def from_pretrained(
+        cls,
+        path: Path | str | None = None,
+        device: str = "auto",
+        *,
+        revision: str | None = None,
+        dtype: DtypeName = "auto",
+        text_encoder: Path | str | None = None,
+        autoencoder: Path | str | None = None,
+    ) -> "Generator":
+        """Load a model by path or name: `mini` (also without a name), a run folder, a checkpoint, a
+        safetensors file, or a repository on the Hugging Face hub, where `revision` pins a version.
+
+        `text_encoder` and `autoencoder` say where those are, in place of the names that the model was
+        trained with. `dtype` is what the network computes in: `auto` is bfloat16 on CUDA and float32
+        elsewhere.
+        """
+        model = load_model(find_weights(path, revision))
         device = pick_device(device)
-        network = network.to(device).eval().requires_grad_(False)
-        made_with = header["text_fingerprint"], header["autoencoder_fingerprint"]
-        statistics = header.get("latent_whitening")
-        whitening = LatentStatistics(*map(tuple, statistics.values())) if statistics else None
-        return cls(network, recipe, weights, header["images_seen"], device, *made_with, whitening)
+        kind = torch_dtype(dtype, device)
+        network = model.network if kind == torch.float32 else in_low_precision(model.network, kind)
+        recipe, codec = model.recipe, model.codec
+        if text_encoder is not None:
+            recipe = recipe.model_copy(update={"text": _text_at(recipe.text, text_encoder)})
+        if autoencoder is not None and isinstance(recipe.autoencoder, PatchCodecConfig):
+            file = Path(autoencoder)
+            codec = PatchCodec.load(file / CODEC_FILE if file.is_dir() else file)
+        elif autoencoder is not None:
+            recipe = recipe.model_copy(
+                update={"autoencoder": _autoencoder_at(recipe.autoencoder, autoencoder)}
+            )
+        return cls(
+            network.to(device),
+            recipe,
+            model.weights,
+            model.images_seen,
+            device,
+            model.text_fingerprint,
+            model.autoencoder_fingerprint,
+            model.whitening,
+            codec,
+            kind,
+        )
 
     @cached_property
     def text_encoder(self) -> TextEncoder:
@@ -85,15 +106,23 @@ class Generator:
         return encoder
 
     @cached_property
+    def text_cache(self) -> TextCache:
+        """The text encoder, with the states of the last prompts kept."""
+        return TextCache(self.text_encoder)
+
+    @cached_property
     def autoencoder(self) -> Autoencoder:
-        """The recipe's autoencoder; a patch codec lies beside the weights."""
-        folder = _find_beside(self.weights, "codec.safetensors")
-        autoencoder = load_autoencoder(self.recipe.autoencoder, folder, self.device)
+        """The recipe's autoencoder; a patch codec comes with the weights or lies beside them."""
+        if self.codec is not None:
+            autoencoder: Autoencoder = self.codec.to(self.device)
+        else:
+            folder = _find_beside(self.weights, CODEC_FILE)
+            autoencoder = load_autoencoder(self.recipe.autoencoder, folder, self.device)
         self._check("autoencoder", autoencoder.fingerprint, self.autoencoder_fingerprint)
         return autoencoder
 
-    def _check(self, what: str, found: str, made_with: str) -> None:
-        if found != made_with:
+    def _check(self, what: str, found: str, made_with: str | None) -> None:
+        if made_with is not None and found != made_with:
             raise UserError(f"{self.weights}: was trained with {what} {made_with}, but {found} is here.")
 
     @cached_property
@@ -101,18 +130,50 @@ class Generator:
         """SHA-256 of the weights file."""
         return sha256_of_file(self.weights)
 
+    @cached_property
+    def _cheap_decode(self) -> Callable[[Tensor], Tensor]:
+        return cheap_decoder(self.autoencoder)
+
     def __call__(
         self,
         prompts: str | Sequence[str],
-        seeds: Sequence[int] = (0,),
+        seeds: Sequence[int] | None = None,
         sampling: SamplingConfig | None = None,
         batch_size: int = 32,
         on_image: OnImage | None = None,
+        *,
+        num_images: int | None = None,
+        seed: int | None = None,
+        guidance: float | None = None,
+        steps: int | None = None,
+        sampler: SamplerName | None = None,
+        negative_prompt: str | None = None,
+        preset: PresetName | None = None,
+        size: Size | None = None,
+        on_step: OnSamplingStep | None = None,
     ) -> list[Image.Image]:
-        """One picture for every prompt and seed: all seeds of the first prompt, then of the second, ..."""
+        """`num_images` pictures of every prompt: all of the first prompt, then of the second, ...
+
+        Their seeds are `seed`, `seed` + 1, ..., or exactly `seeds`. What is None is the model's own setting;
+        a `preset` replaces all of them first. `on_step` is called after every step of every batch, `on_image`
+        after every batch with the number of pictures done; an exception in either ends the call.
+        """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        jobs = [(prompt, seed) for prompt in prompts for seed in seeds]
-        return self.generate(jobs, sampling, batch_size, on_image)
+        if seeds is not None and (num_images is not None or seed is not None):
+            raise UserError("seeds: give either seeds, or num_images and seed.")
+        if num_images is not None and num_images < 1:
+            raise UserError(f"num_images: must be at least 1 (got {num_images}).")
+        if seeds is None:
+            seeds = range(seed or 0, (seed or 0) + (num_images or 1))
+        changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
+        settings = self.settings(changes, sampling)
+        jobs = [(prompt, number) for prompt in prompts for number in seeds]
+        return self.generate(jobs, settings, batch_size, on_image, on_step, size)
+
+    def settings(self, changes: SamplingChanges, sampling: SamplingConfig | None = None) -> SamplingConfig:
+        """The model's own sampling settings, or those given, with checked changes."""
+        changed = changes.apply(sampling or self.recipe.sampling)
+        return parse(SamplingConfig, changed.model_dump(), "sampling settings")
 
     def generate(
         self,
@@ -120,25 +181,44 @@ class Generator:
         sampling: SamplingConfig | None = None,
         batch_size: int = 32,
         on_image: OnImage | None = None,
+        on_step: OnSamplingStep | None = None,
+        size: Size | None = None,
     ) -> list[Image.Image]:
         """One picture for every (prompt, seed); `on_image` is told after each batch how many are done."""
         images: list[Image.Image] = []
+        settings = sampling or self.recipe.sampling
         for start in range(0, len(jobs), batch_size):
-            images += self._batch(jobs[start : start + batch_size], sampling or self.recipe.sampling)
+            batch = jobs[start : start + batch_size]
+            latents = self.latents(
+                [prompt for prompt, _ in batch],
+                [seed for _, seed in batch],
+                settings,
+                self._step_reporter(start, settings.steps, on_step) if on_step else None,
+                size,
+            )
+            images += self.pictures(latents)
             if on_image:
                 on_image(len(images))
         return images
 
+    def _step_reporter(self, first: int, steps: int, on_step: OnSamplingStep) -> OnStep:
+        def report(number: int, state: Tensor, data: Tensor) -> None:
+            on_step(SamplingStep(number + 1, steps, first, data, self._preview))
+
+        return report
+
     @torch.inference_mode()
-    def _batch(self, jobs: Sequence[tuple[str, int]], sampling: SamplingConfig) -> list[Image.Image]:
-        latents = self.latents([prompt for prompt, _ in jobs], [seed for _, seed in jobs], sampling)
+    def pictures(self, latents: Tensor) -> list[Image.Image]:
+        """Latents that `latents` sampled, decoded."""
         if self.whitening:
             latents = self.whitening.restore(latents)
-        pixels = self.autoencoder.decode(latents)
-        arrays = (
-            ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        )
-        return [Image.fromarray(array) for array in arrays]
+        return as_images(self.autoencoder.decode(latents))
+
+    @torch.inference_mode()
+    def _preview(self, latents: Tensor, exact: bool) -> list[Image.Image]:
+        if exact:
+            return self.pictures(latents)
+        return as_images(self._cheap_decode(self.whitening.restore(latents) if self.whitening else latents))
 
     @torch.inference_mode()
     def latents(
@@ -147,22 +227,27 @@ class Generator:
         seeds: list[int],
         sampling: SamplingConfig,
         on_step: OnStep | None = None,
+        size: Size | None = None,
     ) -> Tensor:
         """Sample latents, one per prompt and seed; `on_step` sees number, state and data of every step."""
-        channels = self.autoencoder.channels
-        side = self.recipe.data.image_size // self.autoencoder.downsampling
-        shape = (channels, side, side)
+        shape = self._latent_shape(size)
 
         def drawn(purpose: str) -> Callable[[], Tensor]:
             """Noise of which each sample's part comes from its own seed, whatever the batch."""
             generators = [torch_generator(purpose, seed) for seed in seeds]
             return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
 
-        objective, encode = self.recipe.objective, self.text_encoder.encode
+        objective, encode = self.recipe.objective, self.text_cache.encode
         text, without = encode(prompts), encode([sampling.negative_prompt])
-        predict = sampling_predictor(
-            self.network, objective.path, objective.prediction, text, without, sampling
-        )
+        with self._precision():
+            guided = sampling_predictor(
+                self.network, objective.path, objective.prediction, text, without, sampling
+            )
+
+        def predict(x: Tensor, t: Tensor) -> Tensor:
+            with self._precision():
+                return guided(x, t).float()
+
         return sample(
             predict,
             drawn("noise")(),
@@ -172,3 +257,44 @@ class Generator:
             drawn("step noise"),
             on_step,
         )
+
+    def _precision(self) -> AbstractContextManager:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(torch.device(self.device).type, self.dtype)
+
+    def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
+        """Channels, height and width of a picture's latents."""
+        own = self.recipe.data.image_size
+        width, height = (own, own) if size is None else (size, size) if isinstance(size, int) else size
+        if isinstance(self.network, RIN) and (width, height) != (own, own):
+            raise UserError(f"size {width} x {height}: this network makes pictures of {own} x {own} only.")
+        unit = self.recipe.downsampling * self.recipe.model.patch
+        if width < unit or height < unit or width % unit or height % unit:
+            raise UserError(f"size {width} x {height}: both sides must be multiples of {unit} pixels.")
+        per_latent = self.autoencoder.downsampling
+        return self.autoencoder.channels, height // per_latent, width // per_latent
+
+
+def _find_beside(weights: Path, name: str) -> Path | None:
+    """The folder at or up to two levels above the weights that holds a file of this name.
+
+    A link is followed only where nothing lies beside it: the hub's cache links files to where they all are.
+    """
+    for path in (weights.absolute(), weights.resolve()):
+        for folder in list(path.parents)[:3]:
+            if (folder / name).is_file():
+                return folder
+    return None
+
+
+def _text_at(config: TextEncoderConfig, place: Path | str) -> TextEncoderConfig:
+    if isinstance(config, MiniLMConfig):
+        raise UserError("text_encoder: this model's is all-MiniLM-L6-v2, which is installed with kilopix.")
+    return config.model_copy(update={"name": str(place), "revision": None})
+
+
+def _autoencoder_at(config: AutoencoderConfig, place: Path | str) -> AutoencoderConfig:
+    folder = Path(place).expanduser()
+    inside = "vae" if not (folder / "config.json").is_file() and (folder / "vae").is_dir() else ""
+    return config.model_copy(update={"name": str(place), "revision": None, "subfolder": inside})

@@ -16,7 +16,7 @@ from kilopix.diffusion.paths import PathConfig
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.models import dit, rin
 from kilopix.models.dit import DiT, DiTConfig, TextContext
-from kilopix.models.rin import RIN, RINContext
+from kilopix.models.rin import RIN, LevelEmbedder, RINContext
 from kilopix.recipe import Recipe
 from kilopix.types import Prediction, TextStates
 
@@ -47,6 +47,23 @@ def shards_of(network: Network) -> list[list[nn.Module]]:
     name = "text_keys_values" if isinstance(network, DiT) else "retrieve_cond.ca.kv"
     outside = [block.get_submodule(name) for block in blocks]
     return [outside, *([block] for block in blocks_of(network))]
+
+
+def empty_network(recipe: Recipe, channels: int, text_width: int) -> Network:
+    """A recipe's network whose weights take no memory yet, for `load_state_dict(..., assign=True)`."""
+    with torch.device("meta"):
+        network = build_network(recipe, channels, text_width)
+    for module in network.modules():
+        if isinstance(module, LevelEmbedder):
+            module.fill_constants()
+    return network
+
+
+def inputs_of(network: Network) -> tuple[int, int]:
+    """The channels of the latents and the width of the text states that a network takes."""
+    if isinstance(network, RIN):
+        return network.patch_extractor.in_channels, network.map_text_tokens.in_features
+    return network.patch_in.in_features // network.config.patch**2, network.text.project.in_features
 
 
 def flops_per_image(recipe: Recipe, channels: int, text_width: int, text_tokens: int) -> float:

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from kilopix.config import Config, merge, parse, parse_overrides, read_toml
 from kilopix.data.cutmix import SettingChoice
 from kilopix.data.text_storage import TextStorage
+from kilopix.data.windows import Windows
 from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.models.dit import DiTConfig
@@ -61,9 +62,12 @@ class DataConfig(Config):
     """Pictures, captions and augmentation."""
 
     image_size: int = Field(default=64, ge=24)
-    captioner: Literal["aio", "structured"] = "structured"
+    captioner: Literal["aio", "structured", "given", "model", "server"] = "structured"
     augment: AugmentConfig = AugmentConfig()
-    text_storage: TextStorage = "float16"
+    text_storage: TextStorage = "bfloat16"  # T5's states can be too large for float16
+    windows: Windows = Field(
+        default="square", description="what a window is a part of: the centred square, or the whole picture"
+    )
 
 
 class TrainingConfig(Config):
@@ -85,6 +89,7 @@ class TrainingConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = ExponentialConfig()
     checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
+    start_from: str = Field(default="", description="run, or weights, to begin from; none if empty")
     keep_checkpoints: int = Field(default=2, ge=1, description="the newest that are kept")
     keep_every: int | None = Field(default=None, ge=1, description="images; one of each stretch is kept, too")
     verify_shards: bool = Field(default=True, description="read them whole and compare SHA-256 at the start")

@@ -1,9 +1,9 @@
-"""What every stage needs from the machine: devices, seeds, whole-file writes, hashes, progress."""
+"""What every stage needs from the machine: devices, seeds, files written whole, hashes, progress."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,42 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from None
+
+
+Line = dict[str, Any]
+"""One JSON object of a file of JSON lines."""
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Write JSON lines whole or not at all."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for line in lines:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def iterate_lines(path: Path) -> Iterator[Line]:
+    """Read JSON lines one by one; a missing file or a line that is no JSON object is a `UserError`."""
+    number = 0
+    try:
+        with open(path, encoding="utf-8", newline="\n") as file:  # not splitlines: JSON may hold U+2028
+            for number, text in enumerate(file, start=1):
+                if not text.strip():
+                    continue
+                line = json.loads(text)
+                if not isinstance(line, dict):
+                    raise UserError(f"{path}, line {number}: not a JSON object.")
+                yield line
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {number}: not valid JSON: {error}.") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+
+
+def read_lines(path: Path) -> list[Line]:
+    """All lines of `iterate_lines`."""
+    return list(iterate_lines(path))
 
 
 def sha256_of_file(path: Path) -> str:

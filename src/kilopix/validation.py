@@ -63,7 +63,7 @@ def held_out_set(folder: Path, training: Shards, recipe: Recipe) -> FixedSet:
     if theirs.autoencoder_fingerprint != ours.autoencoder_fingerprint:
         raise UserError(
             f"{folder}: another autoencoder than the training shards'; encode the held-out pictures with "
-            f"`kilopix encode HELD_OUT.parquet OUT --codec-of {training.folder}`."
+            f"`kilopix encode HELD_OUT.parquet OUT --codec {training.folder}`."
         )
     return FixedSet.of(shards, recipe.validation.samples, training.whitening)
 

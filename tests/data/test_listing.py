@@ -188,7 +188,7 @@ def test_a_place_that_could_be_two_sources_is_refused(tmp_path: Path):
         ("a.txt", b"", "neither a folder of images nor"),
         ("a.tar", b"no tar", "not a whole tar file"),
         ("a.parquet", b"no parquet", "not a Parquet file"),
-        ("a.jsonl", b'{"file_name": ', "line 1 is not JSON"),
+        ("a.jsonl", b'{"file_name": ', "line 1: not valid JSON"),
         ("a.csv", b"name,words,more\n1,2,3\n", "needs a column of file names"),
         ("a.tsv", b"file_name\tcaption\n\xff\xfe\tx\n", "not a text in UTF-8"),
         ("a.jsonl", b"", "holds no row"),

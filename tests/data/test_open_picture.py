@@ -111,3 +111,17 @@ def test_a_forked_child_reads_what_its_parent_had_open(root: Path):
         finally:
             os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_row_group_is_read_whole_only_for_a_second_row_of_it(root: Path, monkeypatch: pytest.MonkeyPatch):
+    from kilopix.data.sources import containers
+
+    whole, groups = containers._row_group, []
+    monkeypatch.setattr(
+        containers, "_row_group", lambda file, stamp, group: groups.append(group) or whole(file, stamp, group)
+    )
+    for i in (3, 38, 13, 20, 27):  # each in another row group of seven rows
+        assert number(open_picture(root, f"train-0.parquet#{i}")) == i
+    assert groups == []
+    assert [number(open_picture(root, f"train-0.parquet#{i}")) for i in range(14)] == list(range(14))
+    assert groups == [0] * 7 + [1] * 7

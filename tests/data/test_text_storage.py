@@ -20,7 +20,7 @@ def states(tokens: int, width: int, seed: int = 0) -> torch.Tensor:
 @given(tokens=st.integers(1, 20), width=st.sampled_from([4, 7, 64]), seed=st.integers(0, 99))
 def test_what_is_packed_is_read_to_the_formats_precision(storage, tokens, width, seed):
     original = states(tokens, width, seed)
-    data = np.frombuffer(pack(original, storage), np.uint8)
+    data = np.frombuffer(bytearray(pack(original, storage)), np.uint8)
     assert tokens_in(len(data), storage, width) == tokens
     text = view(data, storage, width)
     assert np.shares_memory(text.values, data)
@@ -33,7 +33,9 @@ def test_what_is_packed_is_read_to_the_formats_precision(storage, tokens, width,
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_batches_are_padded_with_zeros(storage):
-    texts = [view(np.frombuffer(pack(states(n, 8), storage), np.uint8), storage, 8) for n in (2, 5)]
+    texts = [
+        view(np.frombuffer(bytearray(pack(states(n, 8), storage)), np.uint8), storage, 8) for n in (2, 5)
+    ]
     batch = stack(texts, storage, torch.bfloat16)
     assert batch.states.dtype == torch.bfloat16
     assert batch.mask.sum(1).tolist() == [2, 5]

@@ -68,6 +68,13 @@ def caption(
     cleaning: Annotated[
         Literal["recommended", "published"], typer.Option(help="What is kept of an answer.")
     ] = "recommended",
+    where: Annotated[
+        list[str] | None,
+        typer.Option(help="Only images of which a column of the source says so, as 'aesthetic>=6.5'."),
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of the source's captions, if not caption or text.")
+    ] = None,
     redo: Annotated[
         bool, typer.Option("--redo", help="Of a manifest, only the captions with faults, and lacking ones.")
     ] = False,
@@ -77,9 +84,13 @@ def caption(
     engine: EngineName = "local",
 ) -> None:
     """Write a caption for every image; files that are no images are named and left out."""
+    from kilopix.data.sources.selection import Selection
     from kilopix.pretrained.captioner import HubCaptionerConfig, ServerCaptionerConfig
     from kilopix.stages import caption as stage
 
+    selection = Selection.of(where or (), caption_column)
+    if redo and selection:
+        raise UserError("--redo reads a manifest, which has no columns to select by.")
     if (server is not None) != (captioner == "server"):
         raise UserError("--captioner server and --server, as http://127.0.0.1:8000/v1, go together.")
     chosen: stage.Rule | HubCaptionerConfig | ServerCaptionerConfig
@@ -95,7 +106,7 @@ def caption(
     if redo:
         stage.redo(images, out, chosen, seed, cleaning, device)
     else:
-        stage.run(images, out, chosen, seed, workers, cleaning, device, engine)
+        stage.run(images, out, chosen, seed, workers, cleaning, device, engine, selection)
 
 
 @app.command(epilog=example("kilopix captions captions.parquet"))
@@ -162,11 +173,9 @@ def encode(
     stored: Annotated[
         bool, typer.Option("--stored", help="Take the arrays of the published release's tar shards.")
     ] = False,
-    codec_of: Annotated[
+    codec: Annotated[
         Path | None,
-        typer.Option(
-            metavar="SHARDS", help="Take these shards' patch codec, for held-out pictures of the same model."
-        ),
+        typer.Option(help="Shards whose patch codec is used, so that a run on these can start from theirs."),
     ] = None,
     workers: Workers = None,
     engine: EngineName = "local",
@@ -177,7 +186,7 @@ def encode(
     from kilopix.stages.encode import run
 
     loaded = load_recipe(recipe, overrides or [])
-    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored, codec_of)
+    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored, codec)
 
 
 @app.command(epilog=example("kilopix verify shards"))

@@ -1,7 +1,7 @@
 """The commands from shards to a trained model."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,40 @@ if TYPE_CHECKING:
     from kilopix.watch import ScoreAverage
 
 app = typer.Typer()
+
+
+@app.command(epilog=example("kilopix plan dit_i_256_ta --device h100-sxm --devices 8"))
+def plan(
+    recipe: Annotated[str, typer.Argument(help="Name or path of a recipe (TOML).")],
+    overrides: Overrides = None,
+    device: Annotated[
+        str,
+        typer.Option(help="Kind of device, such as h100-sxm, rtx-4090; or cpu, cuda, mps: measured here."),
+    ] = "h100-sxm",
+    devices: Annotated[int, typer.Option(min=1, help="How many there are.")] = 8,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Pictures of the data set; ImageNet's if not given.")
+    ] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="Share of the device's peak that is reached.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once on a device; the most that fit if not given.")
+    ] = None,
+    precision: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None, typer.Option(help="Precision of the products.")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a caption, on the average.")] = None,
+    shards: Annotated[
+        Path | None, typer.Option(help="Shards, from which tokens, sizes and counts are taken.")
+    ] = None,
+) -> None:
+    """Say what a recipe's run costs: parameters, FLOPs, disk, memory of a device, hours."""
+    from kilopix.recipe import load_recipe
+    from kilopix.stages.plan import Question, run
+
+    question = Question(device, devices, images, utilisation, micro_batch, precision, tokens, shards)
+    run(recipe, load_recipe(recipe, overrides or []), question)
 
 
 @app.command(epilog=example("kilopix train shards run training.images=2000"))
@@ -29,13 +63,18 @@ def train(
         Path | None,
         typer.Option(metavar="MANIFEST", help="Held-out pictures for scores while training (scores.every)."),
     ] = None,
+    start_from: Annotated[
+        str | None,
+        typer.Option(help="Run, or weights, to begin from, in place of the recipe's; '' for none."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print recipe, parameters and FLOPs, and stop.")] = False,
 ) -> None:
-    """Train a model on shards; Ctrl-C saves, and the same command goes on."""
+    """Train a model on shards; Ctrl-C saves, and the same command goes on. For several GPUs, use torchrun."""
     from kilopix.recipe import load_recipe
     from kilopix.stages.train import describe, run
 
-    loaded = load_recipe(recipe, overrides or [])
+    begin = [] if start_from is None else [f"training.start_from={start_from}"]
+    loaded = load_recipe(recipe, [*(overrides or []), *begin])
     if dry_run:
         describe(shards, loaded)
     else:

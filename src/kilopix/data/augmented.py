@@ -43,11 +43,12 @@ class Augmenter:
     def _cutmix(self, row: Row, rng: random.Random) -> Row:
         where = choose_paste(self.setting, self.size, rng)
         classes = self.rows.classes
-        partner = self.rows[classes.other(row.class_name, rng.randrange(classes.others(row.class_name)))]
+        i = classes.other(row.class_name, rng.randrange(classes.others(row.class_name)))
+        partner, partner_caption = self.rows.value(i, "path"), self.rows.value(i, "caption")
         x0, y0, x1, y1 = (v / self.size for v in where.box)
         box = (x0, y0, x1, y1)
-        caption = with_inset(row.caption, partner.caption, box)
-        return self._row(row, caption, box, setting=where.setting, partner=partner.path)
+        caption = with_inset(row.caption, partner_caption, box)
+        return self._row(row, caption, box, setting=where.setting, partner=partner)
 
     def _crop(self, row: Row, rng: random.Random) -> Row:
         box = choose_crop(rng)
@@ -76,7 +77,7 @@ class Augmenter:
         )
 
     def pixels(self, planned: Row) -> np.ndarray:
-        """The pixels of a planned version, `size x size x 3`; raises `BrokenImage`.
+        """The pixels of a planned version, as `read_square` gives them; raises `BrokenImage`.
 
         A partner is decoded, and resized, at the size at which it is pasted.
         """
@@ -106,9 +107,10 @@ class Pictures:
 
     def pixels(self, row: Row) -> np.ndarray:
         """The pixels of a row, `size x size x 3`; raises `BrokenImage`."""
-        if self.augmenter:
-            return self.augmenter.pixels(row)
-        return read_square(self.rows.root, row.path, self.size)
+        made = (
+            self.augmenter.pixels(row) if self.augmenter else read_square(self.rows.root, row.path, self.size)
+        )
+        return made[..., :3]
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,25 @@ of another size than the others, or the same as another is a `UserError` that na
 """
 
 import hashlib
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from kilopix.data.sources import BrokenImage, open_image
-from kilopix.runtime import progress_bar, sha256_of_file
+from PIL import Image
+
+from kilopix.data.sources import BrokenImage, decode, read_bytes
+from kilopix.runtime import progress_bar
 from kilopix.types import UserError
 
 Size = tuple[int, int]
 Cuts = Callable[[Size], Sequence[tuple[int, int, int, int]]]
 _SHOWN = 5
+_ORIENTATION = 0x0112  # the Exif tag
 
 
 @dataclass(frozen=True)
@@ -32,34 +37,40 @@ class Checked:
 def check_pictures(
     root: Path,
     files: Sequence[str],
-    size: Size | None = None,
+    size: Size | Literal["any"] | None = None,
     allow_doubled: bool = False,
     cuts: Cuts | None = None,
+    heads_only: bool = False,
+    other_size: str = "",
 ) -> Checked:
     """Read every picture once; `size` is (width, height), or None for that of most.
 
     Where a file holds several pictures, `cuts` gives their boxes, and none may be the same as another.
+    With `heads_only`, no pixels are decoded, for pictures that soon will be. `other_size` is added
+    to the error about pictures of another size.
     """
     assert files, "a folder without pictures is refused before"
     found: list[_Seen | str] = []
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool, progress_bar() as bar:
         task = bar.add_task("check pictures", total=len(files), note="")
-        for one in pool.map(lambda file: _look(root / file, cuts), files):
+        for one in pool.map(lambda file: _look(root / file, cuts, heads_only), files):
             found.append(one)
             bar.advance(task)
     broken = [(file, one) for file, one in zip(files, found, strict=True) if isinstance(one, str)]
     _refuse(root, [f"{file} ({why})" for file, why in broken], "cannot be read")
     looked = [one for one in found if not isinstance(one, str)]
-    size = size or Counter(one.size for one in looked).most_common(1)[0][0]
-    odd = [
-        f"{file} ({one.size[0]}x{one.size[1]})"
-        for file, one in zip(files, looked, strict=True)
-        if one.size != size
-    ]
-    _refuse(root, odd, f"are not of {size[0]}x{size[1]} pixels")
+    most = Counter(one.size for one in looked).most_common(1)[0][0]
+    wanted = most if size is None or size == "any" else size
+    if size != "any":
+        odd = [
+            f"{file} ({one.size[0]}x{one.size[1]})"
+            for file, one in zip(files, looked, strict=True)
+            if one.size != wanted
+        ]
+        _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels{other_size}")
     if not allow_doubled:
         _refuse_doubled(root, files, looked)
-    return Checked(size, tuple(one.sha256 for one in looked))
+    return Checked(wanted, tuple(one.sha256 for one in looked))
 
 
 @dataclass(frozen=True)
@@ -71,15 +82,29 @@ class _Seen:
     parts: tuple[str, ...]
 
 
-def _look(path: Path, cuts: Cuts | None) -> _Seen | str:
+def _look(path: Path, cuts: Cuts | None, heads_only: bool) -> _Seen | str:
     """What is seen of a file, or why it cannot be read."""
     try:
-        image = open_image(path)
+        content = read_bytes(path.parent, path.name)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if heads_only:
+            return _Seen(_size_in_head(content), sha256, ())
+        image = decode(content)
     except BrokenImage as error:
         return str(error)
     boxes = cuts(image.size) if cuts else ()
     parts = (hashlib.sha256(image.crop(box).tobytes()).hexdigest() for box in boxes)
-    return _Seen(image.size, sha256_of_file(path), tuple(parts))
+    return _Seen(image.size, sha256, tuple(parts))
+
+
+def _size_in_head(content: bytes) -> Size:
+    """Width and height of a picture, turned upright."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (width, height)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BrokenImage(str(error) or type(error).__name__) from None
 
 
 def _refuse_doubled(root: Path, files: Sequence[str], looked: Sequence[_Seen]) -> None:
@@ -91,7 +116,9 @@ def _refuse_doubled(root: Path, files: Sequence[str], looked: Sequence[_Seen]) -
             if sha256 in first:
                 doubled.append(f"{name} (as {first[sha256]})")
             first.setdefault(sha256, name)
-    _refuse(root, doubled, "are the same as others; --allow-doubled scores them even so")
+    _refuse(
+        root, doubled, "are the same as others; --allow-doubled, or allow_doubled=true, scores them even so"
+    )
 
 
 def _refuse(root: Path, names: Sequence[str], what: str) -> None:

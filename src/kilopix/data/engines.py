@@ -1,8 +1,7 @@
 """Engines: who makes the parts of a job, processes on this machine or actors on a Ray cluster.
 
-In: the numbers of the missing parts, and a function that makes one. Out: one file a part, written by the
-worker that made it; the same bytes from every engine and any number of workers, since each worker computes
-with one thread. A worker that dies loses its part, which goes to another; a driver that dies takes its
+In: the numbers of the missing parts, and a `Job` that makes one. Out: one file a part, written by the
+worker that made it. A worker that dies loses its part, which goes to another; a driver that dies takes its
 workers with it. On Ray, all nodes must see the folders of the job, as on a shared file system.
 """
 
@@ -14,15 +13,11 @@ import threading
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from kilopix.runtime import say
 from kilopix.types import UserError
-
-if TYPE_CHECKING:
-    from kilopix.data.parts import MakePart, Parts
 
 Engine = Literal["local", "ray"]
 ENGINES: tuple[Engine, ...] = ("local", "ray")
@@ -30,19 +25,13 @@ MOST_DEATHS = 3
 """A part whose worker dies so often is not tried again: memory is short, or a file crashes a decoder."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """What every worker is sent once: the function, where its parts go, whether a GPU is of use."""
+@runtime_checkable
+class Job(Protocol):
+    """What every worker is sent once: a value, so that it can be sent to another process."""
 
-    make: "MakePart"
-    parts: "Parts"
-    wants_gpu: bool = False
-
-    def do(self, part: int) -> None:
-        """Make one part and write its file."""
-        from kilopix.data.parts import write_table
-
-        write_table(self.parts.path(part), self.make(part))
+    def start(self, worker: int) -> Callable[[int], None]:
+        """Settle worker number `worker`, and load what it needs; the function returned makes a part."""
+        ...
 
 
 class Deaths:
@@ -57,14 +46,24 @@ class Deaths:
         if self._of[part] >= MOST_DEATHS:
             raise UserError(
                 f"part {part}: {MOST_DEATHS} workers died while making it ({how}). If memory is short, give "
-                "fewer --workers; the same command goes on."
+                "fewer --workers or --device; the same command goes on."
             )
         say(f"a worker died ({how}); another makes its part {part} again.")
 
 
 def run_local(job: Job, missing: Sequence[int], workers: int, done: Callable[[int], None]) -> None:
-    """Make the parts in `workers` processes on this machine; `done` is told of each part."""
-    team = [_Worker(job, number) for number in range(workers)]
+    """Make the parts in `workers` processes on this machine; `done` is told of each part.
+
+    One worker, or one part, needs no process: it is made in this one.
+    """
+    if min(workers, len(missing)) <= 1:
+        make = job.start(0) if missing else None
+        for part in missing:
+            assert make is not None
+            make(part)
+            done(part)
+        return
+    team = [_Worker(job, number) for number in range(min(workers, len(missing)))]
     queue, deaths = deque(missing), Deaths()
     try:
         for worker in team:
@@ -123,11 +122,12 @@ def _work(pipe: Connection, job: Job, number: int) -> None:
     """A worker process: make the parts that are asked for, until the driver ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    settle(job.wants_gpu, number)
+    make = None
     while True:
         part = pipe.recv()
         try:
-            job.do(part)
+            make = make or job.start(number)
+            make(part)
         except UserError as error:
             pipe.send(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
@@ -143,31 +143,23 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def settle(wants_gpu: bool, number: int = 0) -> None:
-    """Settle a worker: one thread, on which results do not depend, and one GPU of those that it sees."""
-    import torch
-
-    torch.set_num_threads(1)
-    if wants_gpu and torch.cuda.is_available():
-        torch.cuda.set_device(number % torch.cuda.device_count())
-
-
 class _Actor:
     """What a Ray actor holds: the job, with the models that its first part loads."""
 
     def __init__(self, job: Job):
-        settle(job.wants_gpu)
-        self.job = job
+        self.make = job.start(0)  # of the GPUs, Ray shows it only its own
 
     def ready(self) -> None:
         """Answers as soon as the actor has a place on a node."""
 
     def do(self, part: int) -> None:
         """Make one part."""
-        self.job.do(part)
+        self.make(part)
 
 
-def run_ray(job: Job, missing: Sequence[int], workers: int | None, done: Callable[[int], None]) -> None:
+def run_ray(
+    job: Job, missing: Sequence[int], workers: int | None, wants_gpu: bool, done: Callable[[int], None]
+) -> None:
     """Make the parts in actors on the Ray cluster that `RAY_ADDRESS` names, or that runs here.
 
     One actor for every core, or every GPU, that the cluster has, also of nodes that join later, but at
@@ -181,7 +173,7 @@ def run_ray(job: Job, missing: Sequence[int], workers: int | None, done: Callabl
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-    on_gpu = job.wants_gpu and ray.cluster_resources().get("GPU", 0) > 0
+    on_gpu = wants_gpu and ray.cluster_resources().get("GPU", 0) > 0
     resource = "GPU" if on_gpu else "CPU"
     kind = ray.remote(num_cpus=1, num_gpus=1 if on_gpu else 0)(_Actor)
     queue, deaths, left = deque(missing), Deaths(), len(missing)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kilopix.data.shards import Sample, Shards
-from kilopix.data.text_storage import TextStorage, stack
+from kilopix.data.text_storage import TextStorage, empty, stack
 from kilopix.runtime import seed_from
 from kilopix.types import LatentMoments, TextStates
 
@@ -111,15 +111,17 @@ def collate(
     samples: list[Sample], storage: TextStorage = "float16", dtype: torch.dtype = torch.float32
 ) -> Batch:
     """Stack samples, text padded to the longest of the batch; here the mapped bytes are first copied."""
-    mean = np.stack([s.mean for s in samples])
-    std = np.zeros_like(mean)
+    shape = len(samples), *samples[0].mean.shape
+    mean, std = empty(*shape, dtype=torch.float32), empty(*shape, dtype=torch.float32)
     for i, sample in enumerate(samples):
-        if sample.std is not None:
-            std[i] = sample.std
-    moments = LatentMoments(torch.from_numpy(mean).float(), torch.from_numpy(std).float())
+        mean[i].copy_(torch.from_numpy(sample.mean))
+        if sample.std is None:
+            std[i].zero_()
+        else:
+            std[i].copy_(torch.from_numpy(sample.std))
     text = stack([s.text for s in samples], storage, dtype)
     window = torch.tensor([s.window for s in samples], dtype=torch.float32)
-    return Batch(moments, text, window, [s.path for s in samples])
+    return Batch(LatentMoments(mean, std), text, window, [s.path for s in samples])
 
 
 def prefetch(

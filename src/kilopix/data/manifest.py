@@ -7,7 +7,7 @@ and beside it `<name>.failures.jsonl` that names every file left out, and why.
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +74,12 @@ def to_table(rows: Iterable[Row]) -> "pa.Table":
     """Rows as an Arrow table."""
     import pyarrow as pa
 
-    return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema())
+    rows = list(rows)
+    columns = [[getattr(row, name) for row in rows] for name in schema().names]
+    return pa.Table.from_arrays(
+        [pa.array(values, column.type) for values, column in zip(columns, schema(), strict=True)],
+        schema=schema(),
+    )
 
 
 def from_table(table: "pa.Table") -> list[Row]:

@@ -37,7 +37,7 @@ class ShardParts(Parts):
     def of(cls, counts: dict[str, int], folder: Path, rows_per_part: int) -> "ShardParts":
         """The parts of so many rows of each kind."""
         kinds = tuple((kind, -(-count // rows_per_part)) for kind, count in counts.items())
-        return cls(folder, sum(n for _, n in kinds), "", kinds, rows_per_part)
+        return cls(folder, sum(n for _, n in kinds), kinds=kinds, rows_per_part=rows_per_part)
 
     def place(self, part: int) -> tuple[str, int]:
         """The kind of a part, and its number within the kind."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilopix.data.engines import Engine, Job, run_local, run_ray
+from kilopix.data.engines import Engine, run_local, run_ray
 from kilopix.runtime import atomic_path, progress_bar, read_json, write_json
 from kilopix.types import UserError
 
@@ -26,15 +26,15 @@ MakePart = Callable[[int], "pa.Table"]
 
 @dataclass(frozen=True)
 class Parts:
-    """Numbered Arrow files of one job in a folder (`part-00000.arrow`, ...)."""
+    """Numbered files of one job in a folder, Arrow files if nothing is said (`part-00000.arrow`, ...)."""
 
     folder: Path
     count: int
-    name: str = "part"
+    ending: str = "arrow"
 
     def path(self, part: int) -> Path:
         """The file of a part."""
-        return self.folder / f"{self.name}-{part:05d}.arrow"
+        return self.folder / f"part-{part:05d}.{self.ending}"
 
     def missing(self) -> list[int]:
         """The parts still to be made."""
@@ -70,6 +70,27 @@ def _difference(key: str, before: Any, now: Any) -> str:
     return f"{key} has changed since" if hashes else f"{key} was {before!r} and is now {now!r}"
 
 
+@dataclass(frozen=True)
+class TableJob:
+    """Makes parts that are Arrow tables, with one thread, so that any number of workers gives the same."""
+
+    make: MakePart
+    parts: Parts
+    wants_gpu: bool = False
+
+    def start(self, worker: int) -> Callable[[int], None]:
+        """Settle a worker: one thread, and one GPU of those that it sees."""
+        import torch
+
+        torch.set_num_threads(1)
+        if self.wants_gpu and torch.cuda.is_available():
+            torch.cuda.set_device(worker % torch.cuda.device_count())
+        return self._write
+
+    def _write(self, part: int) -> None:
+        write_table(self.parts.path(part), self.make(part))
+
+
 def make_parts(
     parts: Parts,
     make: MakePart,
@@ -81,38 +102,37 @@ def make_parts(
 ) -> None:
     """Make all missing parts with an engine, `make` being a value that can be sent to another process.
 
-    `workers` are all cores if not given; one worker on this machine, or work for less than a few seconds,
-    is done in this process. What a killed worker left behind is deleted.
+    `workers` are all cores if not given; work for less than a few seconds is then done in this process.
+    """
+    job = TableJob(make, parts, wants_gpu)
+    with missing_parts(parts, title, rows) as (missing, done):
+        if engine == "ray":
+            run_ray(job, missing, workers, wants_gpu, done)
+        else:
+            with one_thread_here():
+                run_local(job, missing, _local_workers(workers, rows), done)
+
+
+@contextmanager
+def missing_parts(parts: Parts, title: str, total: int) -> Iterator[tuple[list[int], Callable[[int], None]]]:
+    """The parts still to be made, and a function that tells the progress bar of one that is.
+
+    The bar counts up to `total`, spread evenly over the parts. What a killed worker left behind is deleted.
     """
     _delete_unfinished(parts.folder)
     missing = parts.missing()
-    if not missing:
-        return
-    job = Job(make, parts, wants_gpu)
-    with progress_bar() as bar:
-        rows_per_part = rows / parts.count
-        task = bar.add_task(title, total=rows, note="")
-        bar.advance(task, (parts.count - len(missing)) * rows_per_part)
-
-        def done(_: int) -> None:
-            bar.advance(task, rows_per_part)
-
-        if engine == "ray":
-            run_ray(job, missing, workers, done)
-        elif (count := _local_workers(workers, rows, len(missing))) > 1:
-            run_local(job, missing, count, done)
-        else:
-            with one_thread_here():
-                for part in missing:
-                    job.do(part)
-                    done(part)
+    with progress_bar(disable=not missing) as bar:
+        each = total / max(parts.count, 1)
+        task = bar.add_task(title, total=total, note="")
+        bar.advance(task, (parts.count - len(missing)) * each)
+        yield missing, lambda _: bar.advance(task, each)
     _delete_unfinished(parts.folder)
 
 
-def _local_workers(asked: int | None, rows: int, missing: int) -> int:
+def _local_workers(asked: int | None, rows: int) -> int:
     if asked is None and rows < ROWS_WORTH_PROCESSES:
         return 1
-    return min(asked or os.cpu_count() or 1, missing)
+    return asked or os.cpu_count() or 1
 
 
 def _delete_unfinished(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 In: a folder that `kilopix sample` wrote, one laid out as GenEval's, any other folder of pictures, or a
 manifest. Out: a `PictureSet` in a fixed order, and the pixels of some of it. A picture that is missing,
-unreadable, of another size, or there twice is a `UserError` that names it.
+listed twice, unreadable or of another size is a `UserError` that names it.
 """
 
 import json
@@ -22,12 +22,11 @@ from torch import Tensor
 from kilopix.data.manifest import read_manifest
 from kilopix.data.sources import BrokenImage, open_image, square
 from kilopix.data.sources.items import IMAGE_ENDINGS
-from kilopix.runtime import read_json, sha256_of_file, sha256_of_text
+from kilopix.runtime import read_json, sha256_of_text
 from kilopix.types import UserError
 
 SAMPLES, PROMPTS = "samples.json", "prompts.jsonl"
 _READERS = 4
-_ORIENTATION = 0x0112  # the Exif tag
 _SIDE_FILES = {".json", ".jsonl", ".txt", ".md", ".csv", ".parquet", ".npz"}
 
 
@@ -52,9 +51,9 @@ def read_picture_set(path: Path, prompts: Path | None = None) -> PictureSet:
         found = PictureSet(found.root, found.files, _read_prompts(prompts, found.files))
     if not found.files:
         raise UserError(f"{path}: no pictures in it.")
-    twice = _first_double(found.files)
-    if twice is not None:
-        raise UserError(f"{path}: lists {twice[1]!r} twice.")
+    if len(set(found.files)) < len(found.files):
+        twice = Counter(found.files).most_common(1)[0][0]
+        raise UserError(f"{path}: lists {twice!r} twice.")
     for name in found.files:
         if not (found.root / name).is_file():
             raise UserError(f"{found.root / name}: is missing, though {path} lists it.")
@@ -129,61 +128,6 @@ def _read_prompts(path: Path, files: Sequence[str]) -> tuple[str, ...]:
     if extra:
         raise UserError(f"{path}: has a prompt for {extra[0]}, which is not there ({len(extra)} such).")
     return tuple(found[name] for name in files)
-
-
-def content_hashes(pictures: PictureSet) -> list[str]:
-    """SHA-256 of every file, in order."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda name: sha256_of_file(pictures.root / name), pictures.files))
-
-
-def refuse_doubles(pictures: PictureSet, hashes: Sequence[str]) -> None:
-    """Raise `UserError` that names two files of the same content."""
-    twice = _first_double(hashes)
-    if twice is not None:
-        first, second = (pictures.root / pictures.files[i] for i in twice[0])
-        raise UserError(
-            f"{first} and {second} are the same picture, byte for byte. Take one away, or say "
-            "allow_doubled=true where both were made so."
-        )
-
-
-def _first_double(values: Sequence[str]) -> tuple[tuple[int, int], str] | None:
-    seen: dict[str, int] = {}
-    for i, value in enumerate(values):
-        if (before := seen.setdefault(value, i)) != i:
-            return (before, i), value
-    return None
-
-
-def sizes_of(pictures: PictureSet) -> list[tuple[int, int]]:
-    """Width and height of every picture, turned upright, from the heads of the files alone."""
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda name: _size(pictures.root / name), pictures.files))
-
-
-def _size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
-            width, height = image.size
-            return (height, width) if turned else (width, height)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from None
-
-
-def common_size(pictures: PictureSet, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The size of all pictures; raises `UserError` that names the first that has not that of most."""
-    size = Counter(sizes).most_common(1)[0][0]
-    refuse_other_sizes(pictures, sizes, size)
-    return size
-
-
-def refuse_other_sizes(pictures: PictureSet, sizes: Sequence[tuple[int, int]], size: tuple[int, int]) -> None:
-    """Raise `UserError` that names the first picture of another size."""
-    for name, one in zip(pictures.files, sizes, strict=True):
-        if one != size:
-            raise _other_size(pictures.root / name, one, size)
 
 
 def _other_size(path: Path, found: tuple[int, int], size: tuple[int, int]) -> UserError:

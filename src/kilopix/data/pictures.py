@@ -48,6 +48,25 @@ def grid(images: list[Image.Image], prompts: Sequence[str], per_prompt: int) -> 
     return sheet
 
 
+def sheet(images: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str]) -> Image.Image:
+    """A labelled contact sheet: row by row, with a label over every column and left of every row."""
+    cell, gap, margin, head = max(128, *(image.width for image in images)), 8, 150, 24
+    width = margin + gap + len(columns) * (cell + gap)
+    out = Image.new("RGB", (width, head + len(rows) * (cell + gap) + gap), "white")
+    pen, font = ImageDraw.Draw(out), ImageFont.load_default(11)
+    for column, label in enumerate(columns):
+        pen.text((margin + gap + column * (cell + gap), 6), label, fill="#333333", font=font)
+    for row, label in enumerate(rows):
+        y = head + row * (cell + gap)
+        text = "\n".join(_wrap(line, pen, font, margin - gap, lines=6) for line in label.splitlines())
+        pen.multiline_text((gap, y), text, fill="#333333", font=font, spacing=2)
+        for column in range(len(columns)):
+            image = images[row * len(columns) + column]
+            kind = Image.Resampling.NEAREST if cell > image.width else Image.Resampling.LANCZOS
+            out.paste(image.resize((cell, cell), kind), (margin + gap + column * (cell + gap), y))
+    return out
+
+
 def _wrap(text: str, pen: ImageDraw.ImageDraw, font: Font, room: int, lines: int) -> str:
     wrapped = [""]
     for word in text.split():

@@ -3,6 +3,7 @@
 In: a manifest. Out: an Arrow file in a work folder, and its rows by number; which rows are of which class.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -34,9 +35,23 @@ class Rows:
     def __getitem__(self, i: int) -> Row:
         return from_table(self._table.slice(i, 1))[0]
 
+    def value(self, i: int, column: str) -> str:
+        """The text of one column of row i, which is all that is read."""
+        return self._table.column(column)[i].as_py()
+
     def span(self, start: int, stop: int) -> list[Row]:
         """The rows from `start` to before `stop`, or to the end."""
         return from_table(self._table.slice(start, stop - start))
+
+    def sizes(self, paths: Sequence[str]) -> list[tuple[int, int]]:
+        """Width and height of the pictures of these paths; (0, 0) of one that is not there."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found = pc.index_in(pa.array(paths), value_set=self._table.column("path"))  # pyright: ignore
+        taken = self._table.select(["width", "height"]).take(found)
+        columns = (pc.fill_null(taken.column(name), 0).to_pylist() for name in ("width", "height"))
+        return list(zip(*columns, strict=True))
 
     @cached_property
     def classes(self) -> "Classes":

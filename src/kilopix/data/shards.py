@@ -5,12 +5,14 @@ with schema, encoders, token limit, image size, statistics of the latents, count
 Latents are stored in float16 as the autoencoder gives them, and whitened only when they are used.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from kilopix.data.manifest import Row
 from kilopix.data.part_facts import EMPTY_TEXT as EMPTY_TEXT
 from kilopix.data.part_facts import load_text
 from kilopix.data.parts import open_table
+from kilopix.data.pixels import WHOLE, Box
 from kilopix.data.text_storage import StoredText, TextStorage, pack, view
 from kilopix.runtime import read_json, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
@@ -74,16 +77,18 @@ def to_shard(
     texts: list[Tensor],
     short_texts: list[Tensor],
     storage: TextStorage = "float16",
+    windows: Sequence[Box] | None = None,
 ) -> "pa.Table":
     """One Arrow table of rows with their latents and the states (tokens, width) of both captions.
 
+    Without `windows`, each row of kind crop shows its box, and each other the whole.
     A short text that is the very tensor of the long one is not stored a second time.
     """
     import pyarrow as pa
 
     means, stds = moments.mean.half().cpu().numpy(), moments.std.half().cpu().numpy()
-    full = (0.0, 0.0, 1.0, 1.0)
-    windows = [row.box if row.kind == "crop" else full for row in rows]
+    if windows is None:
+        windows = [row.box if row.kind == "crop" else WHOLE for row in rows]
     shorts = [
         b"" if short is text else pack(short, storage) for short, text in zip(short_texts, texts, strict=True)
     ]
@@ -240,9 +245,14 @@ class Blobs:
     """A column of bytes, as views of one array; Arrow's own access costs several times as much."""
 
     def __init__(self, column: "pa.Array"):
+        import pyarrow as pa
+
         _, offsets, data = column.buffers()
         self._offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-        self._data = np.frombuffer(data or b"", np.uint8)
+        size = data.size if data is not None else 0
+        # Through torch, which warns of every array that says that it cannot be written to, as one straight
+        # from the mapped file would; nobody writes to it.
+        self._data = torch.from_dlpack(pa.Array.from_buffers(pa.uint8(), size, [None, data])).numpy()
 
     def __getitem__(self, i: int) -> np.ndarray:
         return self._data[self._offsets[i] : self._offsets[i + 1]]

@@ -125,6 +125,7 @@ def straight_parts(alpha: Tensor, sigma: Tensor, velocity: Tensor, x: Tensor) ->
 
 def _fit(target: Tensor, direction: Tensor) -> Tensor:
     """The projection of each sample's target on its direction."""
-    a, b = target.flatten(1).double(), direction.flatten(1).double()
+    precise = torch.float32 if target.device.type == "mps" else torch.float64  # MPS has no float64
+    a, b = target.flatten(1).to(precise), direction.flatten(1).to(precise)
     share = (a * b).sum(1) / b.square().sum(1).clamp(min=1e-24)
     return share.to(direction.dtype)[:, None, None, None] * direction

@@ -16,7 +16,7 @@ from kilopix.diffusion.guidance import ConstantGuidance, GuidanceConfig, Predict
 from kilopix.diffusion.paths import PathConfig, data_of_state
 from kilopix.diffusion.samplers import SAMPLERS, Denoise, FreshNoise, OnStep, SamplerName
 from kilopix.diffusion.schedule import EvenSpacing, FlowSpacing, SpacingConfig, times_for
-from kilopix.types import Prediction
+from kilopix.types import Prediction, UserError
 
 
 class NoThreshold(Config):
@@ -89,13 +89,16 @@ class SamplingChanges:
 
     def apply(self, config: SamplingConfig) -> SamplingConfig:
         """The settings with the changes; a preset replaces all of them first."""
-        config = config if self.preset is None else PRESETS[self.preset]
+        if self.preset is not None:
+            if self.preset not in PRESETS:
+                raise UserError(f"preset {self.preset!r}: {' and '.join(PRESETS)} are known.")
+            config = PRESETS[self.preset]
         scale = config.guidance.scale if self.guidance is None else self.guidance
         negative = config.negative_prompt if self.negative_prompt is None else self.negative_prompt
         return config.model_copy(
             update={
                 "sampler": self.sampler or config.sampler,
-                "steps": self.steps or config.steps,
+                "steps": config.steps if self.steps is None else self.steps,
                 "negative_prompt": negative,
                 "guidance": config.guidance.model_copy(update={"scale": scale}),
             }

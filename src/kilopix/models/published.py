@@ -64,8 +64,11 @@ def constants(network: RIN) -> dict[str, Tensor]:
     return out
 
 
-def load_published(network: RIN, state: Mapping[str, Tensor]) -> None:
-    """Load a published state dict strictly; a missing, unknown or misshapen entry is a `UserError`."""
+def load_published(network: RIN, state: Mapping[str, Tensor], assign: bool = False) -> None:
+    """Load a published state dict strictly; a missing, unknown or misshapen entry is a `UserError`.
+
+    With `assign` the network takes the tensors themselves, without a copy.
+    """
     fixed = constants(network)
     expected = fixed | network.state_dict()
     for title, names in (("lack", expected.keys() - state.keys()), ("know", state.keys() - expected.keys())):
@@ -79,7 +82,8 @@ def load_published(network: RIN, state: Mapping[str, Tensor]) -> None:
             raise UserError(f"published weights: {name} has shape {shapes}.")
         if name in fixed and not torch.allclose(value.float(), fixed[name].float(), atol=1e-6):
             raise UserError(f"published weights: the constant {name} is another than the published one.")
-    network.load_state_dict({name: value for name, value in state.items() if name not in fixed})
+    weights = {name: value for name, value in state.items() if name not in fixed}
+    network.load_state_dict(weights, assign=assign)
 
 
 def to_published(network: RIN) -> dict[str, Tensor]:

@@ -18,7 +18,15 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kilopix.config import Config
-from kilopix.models.rin_blocks import EPS, CrossAttention, Packing, RINBlock, SelfAttentionBlock, mlp
+from kilopix.models.rin_blocks import (
+    EPS,
+    CrossAttention,
+    Packing,
+    RINBlock,
+    SelfAttentionBlock,
+    can_look,
+    mlp,
+)
 from kilopix.types import TextStates
 
 _LAYER_SCALE = 0.1
@@ -86,10 +94,14 @@ class LevelEmbedder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        inputs = width // 4
+        self.inputs = width // 4
         self.frequencies: Tensor
-        self.register_buffer("frequencies", embedding_frequencies(inputs), persistent=False)
-        self.map_time = nn.Sequential(nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
+        self.register_buffer("frequencies", embedding_frequencies(self.inputs), persistent=False)
+        self.map_time = nn.Sequential(nn.Linear(self.inputs, width), nn.SiLU(), nn.Linear(width, width))
+
+    def fill_constants(self) -> None:
+        """Compute what no weights file holds, for a network that was built on the meta device."""
+        self.frequencies = embedding_frequencies(self.inputs)
 
     def forward(self, level: Float[Tensor, " B"]) -> Float[Tensor, "B W"]:
         """Embed the levels."""
@@ -275,7 +287,7 @@ def _cond_attention(block: nn.Module) -> CrossAttention:
 
 def _unless_all(mask: Tensor) -> Tensor | None:
     """No mask where all is real; on a GPU the mask stays, since to look would be to wait."""
-    return None if mask.device.type == "cpu" and bool(mask.all()) else mask
+    return None if can_look(mask) and bool(mask.all()) else mask
 
 
 def _scatter(x: Tensor, index: Tensor, batch: int) -> Tensor:

@@ -142,6 +142,13 @@ class _DiffusersAutoencoder:
         return images.float().clamp(-1, 1)
 
 
+def save_autoencoder(autoencoder: Autoencoder, folder: Path) -> tuple[str, float, float]:
+    """Write an autoencoder of diffusers as its folder; the name of its class, and scale and shift."""
+    assert isinstance(autoencoder, _DiffusersAutoencoder)
+    autoencoder._model.save_pretrained(str(folder))
+    return type(autoencoder._model).__name__, autoencoder._scale, autoencoder._shift
+
+
 def _moments(output: Any) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of what a model's `encode` gives; a deterministic one has std 0."""
     if "latent_dist" in output:

@@ -137,12 +137,32 @@ class PatchCodec:
         tensors = (self.mean.to(device), self.analysis.to(device), self.synthesis.to(device))
         return replace(self, mean=tensors[0], analysis=tensors[1], synthesis=tensors[2])
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The codec's tensors by name, on the CPU; with its config they are the whole of it."""
+        own = {"mean": self.mean, "analysis": self.analysis, "synthesis": self.synthesis}
+        return {name: value.cpu() for name, value in own.items()}
+
+    @staticmethod
+    def from_tensors(config: PatchCodecConfig, tensors: dict[str, Tensor], origin: Path) -> "PatchCodec":
+        """The codec of a config and what `tensors` gave; raises `UserError` if they do not fit."""
+        values, channels = 3 * config.patch**2, config.channels
+        shapes = {
+            "mean": (values,),
+            "analysis": (channels, values),
+            "synthesis": (values, channels, 3, 3),
+        }
+        for name, shape in shapes.items():
+            if name not in tensors:
+                raise UserError(f"{origin}: the codec's {name} is missing.")
+            if tensors[name].shape != shape:
+                raise UserError(f"{origin}: {name} has the shape {tuple(tensors[name].shape)}, not {shape}.")
+        return PatchCodec(config, tensors["mean"], tensors["analysis"], tensors["synthesis"])
+
     def save(self, path: Path) -> None:
         """Write the codec as safetensors, with its config in the header."""
-        tensors = {"mean": self.mean, "analysis": self.analysis, "synthesis": self.synthesis}
         header = {_HEADER_KEY: self.config.model_dump_json()}
         with atomic_path(path) as temporary:
-            save_file({key: value.cpu() for key, value in tensors.items()}, temporary, metadata=header)
+            save_file(self.tensors(), temporary, metadata=header)
 
     @staticmethod
     def load(path: Path) -> "PatchCodec":
@@ -156,12 +176,7 @@ class PatchCodec:
                 tensors = {name: file.get_tensor(name) for name in ("mean", "analysis", "synthesis")}
         except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:
             raise UserError(f"{path}: is not a patch codec's file ({str(error).splitlines()[0]}).") from None
-        values, channels = 3 * config.patch**2, config.channels
-        shapes = {"mean": (values,), "analysis": (channels, values), "synthesis": (values, channels, 3, 3)}
-        for name, shape in shapes.items():
-            if tensors[name].shape != shape:
-                raise UserError(f"{path}: {name} has the shape {tuple(tensors[name].shape)}, not {shape}.")
-        return PatchCodec(config, tensors["mean"], tensors["analysis"], tensors["synthesis"])
+        return PatchCodec.from_tensors(config, tensors, path)
 
 
 def _check_size(images: Tensor, patch: int) -> None:

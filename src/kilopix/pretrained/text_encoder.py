@@ -139,6 +139,16 @@ class _HubTextEncoder:
         return TextStates(states.float().masked_fill(~mask[..., None], 0.0), mask)
 
 
+def save_text_encoder(encoder: TextEncoder, model: Path, tokenizer: Path) -> tuple[str, str]:
+    """Write an encoder's network and tokenizer as folders of transformers; the names of their classes."""
+    assert isinstance(encoder, _HubTextEncoder)
+    own, words = encoder._model, encoder._tokenizer
+    with quiet_transformers():
+        own.save_pretrained(model)
+    words.save_pretrained(tokenizer)
+    return type(own).__name__, "PreTrainedTokenizerFast" if words.is_fast else type(words).__name__
+
+
 def load_text_encoder(config: TextEncoderConfig, device: str = "cpu") -> TextEncoder:
     """Load a text encoder, frozen; raises `UserError` if its files are missing or cannot be had."""
     if isinstance(config, MiniLMConfig):

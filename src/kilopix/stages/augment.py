@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
-
 from kilopix.data.augmented import Augmenter, Kind
 from kilopix.data.cutmix import SettingChoice, check_size
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, Row, finished, from_table, read_manifest, to_table, write_manifest
 from kilopix.data.parts import Parts, make_parts, open_job
+from kilopix.data.pixels import save_jpeg
 from kilopix.data.rows import write_rows
 from kilopix.data.sources import BrokenImage
 from kilopix.runtime import remove_folder, say, sha256_of_file
@@ -100,6 +99,6 @@ class AugmentPart:
         # Renamed when whole, but not flushed one by one: a picture lost in a power cut is made again.
         temporary = file.with_name(f".{file.name}.tmp")
         file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(temporary, "JPEG", quality=_QUALITY, subsampling=0)
+        save_jpeg(pixels, temporary, _QUALITY)
         temporary.replace(file)
         return planned

@@ -6,12 +6,11 @@ here and not in the middle of training.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from kilopix.data.captions import aio
-from kilopix.data.cleaning import Cleaning, clean
+from kilopix.captioning import NO_CAPTION, ModelPart, Rule, RulePart, printable
+from kilopix.data.cleaning import Cleaning
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import (
     Manifest,
@@ -20,29 +19,20 @@ from kilopix.data.manifest import (
     from_table,
     is_manifest,
     read_manifest,
-    to_table,
     write_manifest,
 )
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.quality import Fault, examine
-from kilopix.data.sources import BrokenImage, list_source, open_picture
-from kilopix.data.world.captions import short_caption, structured_caption
+from kilopix.data.sources import EVERYTHING, Selection, list_source
 from kilopix.data.world.scenes import Scene, load_scenes
-from kilopix.pretrained.captioner import ONLY_SPEED, Captioner, CaptionerConfig, load_captioner
-from kilopix.runtime import pick_device, remove_folder, say, seed_from, sha256_of_file, sha256_of_text
+from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
+from kilopix.runtime import remove_folder, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from PIL import Image
-
-Rule = Literal["aio", "structured", "given"]
-"""Captions without a model: from the class name, from scenes.jsonl, or as the source has them."""
+    pass
 
 REDONE: tuple[Fault, ...] = ("empty", "truncated", "loop", "refusal", "duplicate")
-NO_CAPTION = "no caption: "
-"""How the error of a picture begins that is whole, but that the captioner could not describe."""
-
 ROWS_PER_PART = 1024
 ROWS_PER_PART_OF_MODEL = 256
 REDO_TEMPERATURE = 0.7
@@ -67,9 +57,10 @@ def run(
     cleaning: Cleaning = "recommended",
     device: str = "auto",
     engine: Engine = "local",
+    selection: Selection = EVERYTHING,
 ) -> Manifest:
-    """Caption every picture of `images`; the same command again goes on, or says that it is done."""
-    pictures = read_pictures(images)
+    """Caption the selected pictures of `images`; the same command again goes on, or says that it is done."""
+    pictures = read_pictures(images, selection)
     scenes = _scenes(images, captioner)
     job = _job(pictures, captioner, seed, cleaning)
     if done := finished(out, job):
@@ -132,15 +123,19 @@ def redo(
     return read_manifest(out)
 
 
-def read_pictures(images: Path) -> Pictures:
+def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
     """The pictures of a source or of a manifest, with a fingerprint that changes when they do."""
     if is_manifest(images):
+        if selection:
+            raise UserError(f"{images}: a manifest has no columns to select by; give the source it is of.")
         manifest = read_manifest(images)
         again, broken = _split_failed(manifest)
         return Pictures(manifest.root, manifest.rows + again, sha256_of_file(images), broken)
-    source = list_source(images)
+    source = list_source(images, selection)
+    if source.tally:
+        say(f"{images}: {source.tally}.")
     rows = [Row(item.path, item.class_name, item.caption, error=item.error) for item in source.items]
-    unused = [Row(_printable(path), "", error=why) for path, why in source.unused]
+    unused = [Row(printable(path), "", error=why) for path, why in source.unused]
     return Pictures(source.root, rows, source.fingerprint(), unused)
 
 
@@ -189,7 +184,7 @@ def _maker(
     cleaning: Cleaning,
     device: str,
     scenes: dict[str, Scene] | None,
-) -> "RulePart | ModelPart":
+) -> RulePart | ModelPart:
     if isinstance(captioner, str):
         return RulePart(pictures.root, pictures.rows, captioner, scenes, seed, ROWS_PER_PART)
     # The device is picked where the model is loaded, which may be another machine.
@@ -197,7 +192,7 @@ def _maker(
 
 
 def _make_all(
-    make: "RulePart | ModelPart",
+    make: RulePart | ModelPart,
     out: Path,
     job: dict[str, Any],
     workers: int | None,
@@ -220,111 +215,3 @@ def _parts_folder(out: Path) -> Path:
 
 def _clean_up(out: Path) -> None:
     remove_folder(_parts_folder(out))
-
-
-def _printable(path: str) -> str:
-    """The path, or where its bytes are no UTF-8, an escaped form that can be written to a file."""
-    return path if _is_utf8(path) else ascii(path)
-
-
-def _is_utf8(path: str) -> bool:
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """A row whose picture has been opened: its size is known, or why it cannot be used."""
-
-    row: Row
-    picture: "Image.Image | None" = None
-
-
-def _open(root: Path, row: Row) -> _Opened:
-    if not _is_utf8(row.path):
-        return _Opened(replace(row, path=ascii(row.path), error="its name is not UTF-8"))
-    if row.error:
-        return _Opened(row)
-    try:
-        picture = open_picture(root, row.path)
-    except BrokenImage as error:
-        return _Opened(replace(row, error=str(error)))
-    return _Opened(replace(row, width=picture.width, height=picture.height), picture)
-
-
-@dataclass(frozen=True)
-class RulePart:
-    """Makes one part of the manifest by a rule; a value, so that it can be sent to another process."""
-
-    root: Path
-    rows: list[Row]
-    rule: Rule
-    scenes: dict[str, Scene] | None
-    seed: int
-    rows_per_part: int
-
-    def __call__(self, part: int) -> "pa.Table":
-        """The rows of part number `part`."""
-        start = part * self.rows_per_part
-        return to_table(self._row(row) for row in self.rows[start : start + self.rows_per_part])
-
-    def _row(self, row: Row) -> Row:
-        row = _open(self.root, row).row
-        if row.error:
-            return row
-        if self.rule == "given":
-            return row if row.caption else replace(row, error="the source has no caption for it")
-        if self.rule == "aio":
-            if not row.class_name:
-                return replace(row, error="the source does not say its class, which aio captions need")
-            return replace(row, caption=aio(row.class_name), short=aio(row.class_name))
-        if self.scenes is None or row.path not in self.scenes:
-            return replace(row, error="not described in scenes.jsonl")
-        scene, seed = self.scenes[row.path], seed_from(self.seed, row.path)
-        return replace(row, caption=structured_caption(scene, seed), short=short_caption(scene, seed))
-
-
-@dataclass(frozen=True)
-class ModelPart:
-    """Makes one part of the manifest with a captioner, which is loaded where the first part is made."""
-
-    root: Path
-    rows: list[Row]
-    config: CaptionerConfig
-    cleaning: Cleaning
-    seed: int
-    device: str
-    rows_per_part: int
-
-    @cached_property
-    def _captioner(self) -> Captioner:
-        return load_captioner(self.config, pick_device(self.device))
-
-    def __call__(self, part: int) -> "pa.Table":
-        """The rows of part number `part`."""
-        start = part * self.rows_per_part
-        rows = self.rows[start : start + self.rows_per_part]
-        opened: dict[int, Row] = {}
-        loads = [partial(self._load, i, row, opened) for i, row in enumerate(rows)]
-        answers = self._captioner.caption(loads, seed_from(self.seed, part))
-        return to_table(self._told(opened[i], answer.text, answer.error) for i, answer in enumerate(answers))
-
-    def _load(self, i: int, row: Row, opened: dict[int, Row]) -> "Image.Image | None":
-        found = _open(self.root, row)
-        opened[i] = found.row
-        return found.picture
-
-    def _told(self, row: Row, text: str, error: str) -> Row:
-        if row.error:
-            return row
-        caption = clean(text, self.cleaning) if not error else ""
-        if not caption:
-            return replace(
-                row, caption="", error=NO_CAPTION + (error or "the captioner's answer has no words")
-            )
-        return replace(
-            row, caption=caption, short=row.short or (aio(row.class_name) if row.class_name else "")
-        )

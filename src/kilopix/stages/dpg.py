@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.data.checked import Checked, check_pictures
-from kilopix.data.lines import Line, LineParts, MakeLines, finished_lines, make_lines, write_lines
+from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
 from kilopix.evaluation.dpg import (
@@ -30,7 +30,7 @@ from kilopix.evaluation.made import Made, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, write_card
 from kilopix.evaluation.statistics import bootstrap, observe
 from kilopix.pretrained.vqa import VqaConfig, load_vqa
-from kilopix.runtime import pick_device, remove_folder, say, sha256_of_file, sha256_of_text
+from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_file, sha256_of_text, write_lines
 from kilopix.types import UserError
 
 ANSWERS, RESULTS, CARD, PARTS = "answers.jsonl", "results.jsonl", "card.json", ".parts"

@@ -5,22 +5,18 @@ encoders. Out: Arrow shards that explain themselves. A patch codec is fitted on 
 beside the shards.
 """
 
-import os
 import random
 import shutil
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kilopix.data.augmented import Augmenter, Pictures, load_ahead
 from kilopix.data.engines import Engine
-from kilopix.data.manifest import Manifest, Row, read_manifest
-from kilopix.data.part_facts import EMPTY_TEXT, LatentSums, PartFacts, ShardParts, gather
+from kilopix.data.manifest import Manifest, read_manifest
+from kilopix.data.part_facts import EMPTY_TEXT, ShardParts, gather
 from kilopix.data.parts import JOB, check_same_job, make_parts, open_job
 from kilopix.data.rows import write_rows
 from kilopix.data.shards import (
@@ -28,18 +24,13 @@ from kilopix.data.shards import (
     INDEX,
     ShardIndex,
     read_index,
-    to_shard,
     write_index,
 )
-from kilopix.data.sources import BrokenImage, release_arrays
+from kilopix.encoding import EncodePart, to_images
 from kilopix.pretrained.autoencoder import (
-    Autoencoder,
-    SDAutoencoderConfig,
-    encode_images,
     load_autoencoder,
 )
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
-from kilopix.pretrained.text_encoder import TextEncoder, encode_in_batches, load_text_encoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
     atomic_path,
@@ -51,10 +42,10 @@ from kilopix.runtime import (
     seed_from,
     sha256_of_file,
 )
-from kilopix.types import LatentMoments, UserError
+from kilopix.types import UserError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
 ROWS_PER_PART = 1024
 FIT_IMAGES = 2000
@@ -73,15 +64,15 @@ def run(
     engine: Engine = "local",
     rows_per_part: int = ROWS_PER_PART,
     stored: bool = False,
-    codec_of: Path | None = None,
+    codec: Path | None = None,
 ) -> ShardIndex:
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
-    With `online`, the recipe's augmented pictures are made while encoding rather than read. With `stored`,
-    what the published release keeps beside its pictures is taken as it is, and nothing plain is encoded.
-    With `codec_of`, other shards' patch codec is taken rather than one fitted here.
+    `codec` names other shards, or a run, whose patch codec is used instead of one fitted on the pictures,
+    so that a run on them can start from one on those. With `online`, the recipe's augmented pictures are
+    made while encoding rather than read. With `stored`, what the published release keeps beside its
+    pictures is taken as it is, and nothing plain is encoded.
     """
-    codec = _codec_of(codec_of, recipe)
     if stored:
         _check_release(recipe)
     if online and augmented is not None:
@@ -100,7 +91,10 @@ def run(
         "rows_per_part": rows_per_part,
         "stored": stored,
     }
+    if recipe.data.windows != "square":
+        job["windows"] = recipe.data.windows
     if codec is not None:
+        codec = _given_codec(codec, recipe)
         job["codec"] = sha256_of_file(codec)
     if (out / INDEX).exists():
         check_same_job(read_json(out / JOB), job, out)
@@ -109,7 +103,7 @@ def run(
         return index
     pictures = _pictures(plain, manifest, augmented, online, recipe, out, job)
     device = device if engine == "ray" else pick_device(device)
-    if codec is not None:
+    if codec is not None and not (out / CODEC).exists():
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(codec, temporary)
     psnr = _fit_codec(pictures["plain"], out, recipe)
@@ -158,15 +152,6 @@ def _pictures(
     return pictures
 
 
-def _codec_of(shards: Path | None, recipe: Recipe) -> Path | None:
-    """The file of other shards' patch codec; an autoencoder that is not fitted is the same for all."""
-    if shards is None or not isinstance(recipe.autoencoder, PatchCodecConfig):
-        return None
-    if not (shards / CODEC).is_file():
-        raise UserError(f"--codec-of {shards}: no {CODEC} in it; name the shards that a model is trained on.")
-    return shards / CODEC
-
-
 def _check_release(recipe: Recipe) -> None:
     """Refuse a recipe whose encoders are not those of the published release."""
     text, autoencoder = recipe.text, recipe.autoencoder
@@ -175,6 +160,14 @@ def _check_release(recipe: Recipe) -> None:
             "--stored: the release holds states of Flan-T5-XL and latents of Stable Diffusion's autoencoder; "
             f"set text.kind=t5, autoencoder.kind=sd and data.image_size={RELEASE_SIDE}."
         )
+
+
+def _given_codec(folder: Path, recipe: Recipe) -> Path:
+    """The file of another data set's patch codec, checked against the recipe's settings."""
+    if not isinstance(recipe.autoencoder, PatchCodecConfig):
+        raise UserError(f"--codec: for autoencoder.kind=patch; the recipe's is {recipe.autoencoder.kind!r}.")
+    load_autoencoder(recipe.autoencoder, folder, "cpu")
+    return folder / CODEC
 
 
 def _fit_codec(pictures: Pictures, out: Path, recipe: Recipe) -> float | None:
@@ -203,138 +196,6 @@ def _load_some(pictures: Pictures, numbers: list[int]) -> Tensor:
     rows = [pictures.rows[i] for i in numbers]
     loaded = [batch.pixels for batch in load_ahead(pictures, rows, len(rows), threads=4)]
     return to_images(loaded[0], "cpu")
-
-
-def to_images(pixels: np.ndarray, device: str) -> Tensor:
-    """Pixels `B H W 3` in uint8 as images `B 3 H W` in [-1, 1], sent to the device as bytes."""
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How much is computed at a time, and in how many threads pictures are decoded."""
-
-    images: int
-    tokens: int
-    threads: int
-
-    @classmethod
-    def of(cls, device: str, size: int) -> "Pace":
-        """Batches that fill a GPU, by its memory; a CPU is fastest with what its caches hold."""
-        if not device.startswith("cuda"):
-            return cls(min(max(int(16 * (64 / size) ** 2), 1), 64), 2048, 1)
-        gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-        images = int(gib * 4 * (256 / size) ** 2)  # a quarter of a GiB for each at 256 pixels is ample
-        threads = max(2, (os.cpu_count() or 2) // torch.cuda.device_count())
-        return cls(min(max(images, 1), 512), int(gib * 1024), threads)
-
-
-@dataclass(frozen=True)
-class EncodePart:
-    """Encodes the rows of one part; a value, so that it can be sent to a worker, which loads the encoders."""
-
-    pictures: dict[str, Pictures]
-    parts: ShardParts
-    recipe: Recipe
-    out: Path
-    device: str
-    stored: bool = False
-
-    @cached_property
-    def _device(self) -> str:
-        return pick_device(self.device)
-
-    @cached_property
-    def _encoders(self) -> tuple[TextEncoder, Autoencoder]:
-        text = load_text_encoder(self.recipe.text, self._device)
-        return text, load_autoencoder(self.recipe.autoencoder, self.out, self._device)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if not k.startswith("_")}  # encoders stay here
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-
-    def __call__(self, part: int) -> "pa.Table":
-        """Latents and text states of part number `part`, as a table of shard rows with its facts."""
-        kind, number = self.parts.place(part)
-        start, count = number * self.parts.rows_per_part, self.parts.rows_per_part
-        pictures = self.pictures[kind]
-        text, autoencoder = self._encoders
-        rows = pictures.span(start, start + count)
-        from_release = self.stored and kind == "plain"
-        made = self._take_stored(pictures, rows) if from_release else self._encode(pictures, rows)
-        side = pictures.size // autoencoder.downsampling
-        facts = PartFacts(
-            text_encoder_name=text.name,
-            text_width=text.width,
-            text_fingerprint=text.fingerprint,
-            autoencoder_name=autoencoder.name,
-            autoencoder_fingerprint=autoencoder.fingerprint,
-            latent_shape=(autoencoder.channels, side, side),
-            left_out=made.left_out,
-            sums=LatentSums.of(made.moments),
-        )
-        short_texts = self._short_texts(made)
-        table = to_shard(made.rows, made.moments, made.texts, short_texts, self.recipe.data.text_storage)
-        return facts.put_into(table, text.encode([""]) if part == 0 else None)
-
-    def _encode(self, pictures: Pictures, rows: list[Row]) -> "Encoded":
-        text, autoencoder = self._encoders
-        pace = Pace.of(self._device, pictures.size)
-        good, means, stds, left_out = [], [], [], []
-        for batch in load_ahead(pictures, rows, pace.images, pace.threads):
-            good += batch.rows
-            left_out += batch.left_out
-            if batch.rows:
-                moments = encode_images(autoencoder, to_images(batch.pixels, self._device))
-                means.append(moments.mean.cpu())
-                stds.append(moments.std.cpu())
-        texts = encode_in_batches(text, [row.caption for row in good], pace.tokens)
-        return Encoded(good, self._together(means, stds), texts, left_out)
-
-    def _take_stored(self, pictures: Pictures, rows: list[Row]) -> "Encoded":
-        """What the published release holds of the rows; latents are brought to the recipe's scale."""
-        config = self.recipe.autoencoder
-        assert isinstance(config, SDAutoencoderConfig)
-        good, means, stds, texts, left_out = [], [], [], [], []
-        for row in rows:
-            try:
-                arrays = release_arrays(pictures.rows.root, row.path)
-            except BrokenImage as error:
-                left_out.append((row.path, str(error)))
-                continue
-            good.append(row)
-            means.append(torch.from_numpy(arrays.mean).float()[None] * config.scale)
-            stds.append(torch.from_numpy(arrays.std).float()[None] * config.scale)
-            texts.append(torch.from_numpy(arrays.text).float()[: self.recipe.text.max_tokens])
-        return Encoded(good, self._together(means, stds), texts, left_out)
-
-    def _together(self, means: list[Tensor], stds: list[Tensor]) -> LatentMoments:
-        autoencoder = self._encoders[1]
-        side = self.recipe.data.image_size // autoencoder.downsampling
-        empty = torch.empty(0, autoencoder.channels, side, side)
-        return LatentMoments(torch.cat([empty, *means]), torch.cat([empty, *stds]))
-
-    def _short_texts(self, made: "Encoded") -> list[Tensor]:
-        """States of the short captions; those of the caption itself where there is no other."""
-        other = [i for i, row in enumerate(made.rows) if row.short and row.short != row.caption]
-        tokens = Pace.of(self._device, self.recipe.data.image_size).tokens
-        encoded = encode_in_batches(self._encoders[0], [made.rows[i].short for i in other], tokens)
-        texts = list(made.texts)
-        for i, states in zip(other, encoded, strict=True):
-            texts[i] = states
-        return texts
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Rows with their latents and the states of their captions, and the files that were left out."""
-
-    rows: list[Row]
-    moments: LatentMoments
-    texts: list[Tensor]
-    left_out: list[tuple[str, str]]
 
 
 def _index(

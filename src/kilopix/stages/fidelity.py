@@ -17,17 +17,9 @@ from typing import Any
 from pydantic import Field
 
 from kilopix.config import Config, parse, parse_overrides
+from kilopix.data.checked import check_pictures
 from kilopix.data.parts import open_job
-from kilopix.data.picture_sets import (
-    SAMPLES,
-    PictureSet,
-    common_size,
-    content_hashes,
-    read_picture_set,
-    refuse_doubles,
-    refuse_other_sizes,
-    sizes_of,
-)
+from kilopix.data.picture_sets import SAMPLES, PictureSet, read_picture_set
 from kilopix.evaluation.fidelity import frechet_distance
 from kilopix.evaluation.made import Made, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, Setting, write_card
@@ -175,14 +167,17 @@ def _read(
     """Find both sets and hash every file, before any network is loaded."""
     sets = read_picture_set(images, prompts), read_picture_set(reference)
     say(f"reading {len(sets[0].files)} pictures and {len(sets[1].files)} real ones ...")
-    hashes = [content_hashes(one) for one in sets]
-    if not config.allow_doubled:
-        for one, values in zip(sets, hashes, strict=True):
-            refuse_doubles(one, values)
-    size = common_size(sets[0], sizes_of(sets[0]))
-    if not config.fit_reference:
-        refuse_other_sizes(sets[1], sizes_of(sets[1]), size)
-    shas = [sha256_of_text("\n".join(values)) for values in hashes]
+    made = check_pictures(sets[0].root, sets[0].files, None, config.allow_doubled, heads_only=True)
+    size = made.size
+    real = check_pictures(
+        sets[1].root,
+        sets[1].files,
+        "any" if config.fit_reference else size,
+        config.allow_doubled,
+        heads_only=True,
+        other_size="; make them of one size, or say fit_reference=true, which cuts the real ones",
+    )
+    shas = [sha256_of_text("\n".join(checked.sha256)) for checked in (made, real)]
     if shas[0] == shas[1]:
         raise UserError(f"{images} and {reference} hold the same pictures; give real ones as the second.")
     job = {

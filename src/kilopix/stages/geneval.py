@@ -18,7 +18,7 @@ from pydantic import Field
 
 from kilopix.config import Config, parse, parse_overrides
 from kilopix.data.checked import Checked, check_pictures
-from kilopix.data.lines import Line, LineParts, MakeLines, finished_lines, make_lines, write_lines
+from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
 from kilopix.evaluation.geneval import COLORS, GenevalOptions, Prompt, keep_detections, prompts_to_text
@@ -30,7 +30,7 @@ from kilopix.evaluation.statistics import bootstrap
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.pretrained.clip import ColorConfig, cut_out, load_color_classifier
 from kilopix.pretrained.detector import DetectorConfig, Found, load_detector
-from kilopix.runtime import pick_device, remove_folder, say, sha256_of_text
+from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_text, write_lines
 from kilopix.types import Detection, UserError
 
 DETECTIONS, RESULTS, CARD, PARTS = "detections.jsonl", "results.jsonl", "card.json", ".parts"

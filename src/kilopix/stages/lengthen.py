@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from kilopix.data.lines import Line, LineParts, MakeLines, finished_lines, make_lines, read_lines, write_lines
+from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.data.parts import open_job
 from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import INSTRUCTION, Lengthened, lengthened_from_lines
 from kilopix.pretrained.instruct import InstructConfig, load_instruct
-from kilopix.runtime import pick_device, remove_folder, say, sha256_of_text
+from kilopix.runtime import Line, pick_device, read_lines, remove_folder, say, sha256_of_text, write_lines
 from kilopix.types import UserError
 
 PER_PART = 16

@@ -5,13 +5,13 @@ what every picture shows, and `OUT/mini.json`, the arguments.
 """
 
 import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kilopix.data.engines import run_local
 from kilopix.runtime import atomic_path, progress_bar, read_json, write_json
 from kilopix.types import UserError
 
@@ -31,13 +31,33 @@ class _Picture:
 
 
 @dataclass(frozen=True)
-class _Chunk:
-    """Pictures for one worker."""
+class _Draw:
+    """Draws pictures in chunks; a value, so that it can be sent to a worker."""
 
     out: Path
     seed: int
     size: int
-    pictures: tuple[_Picture, ...]
+    chunks: tuple[tuple[_Picture, ...], ...]
+
+    def start(self, worker: int) -> Callable[[int], None]:
+        """Nothing is loaded before the first chunk."""
+        return self._draw
+
+    def _draw(self, number: int) -> None:
+        """Draw and write the pictures of one chunk."""
+        from PIL import Image
+
+        from kilopix.data.world.render import render
+        from kilopix.data.world.scenes import one_object_scene
+
+        for picture in self.chunks[number]:
+            scene = one_object_scene(picture.name, self.seed, picture.split, picture.image_id)
+            path = self.out / picture.split / picture.file
+            # Renamed when whole, but not flushed one by one: a picture lost in a power cut is drawn again.
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            image = Image.fromarray(render(scene, self.size))
+            image.save(temporary, format="JPEG", quality=_QUALITY, subsampling=0)
+            os.replace(temporary, path)
 
 
 def run(
@@ -123,40 +143,15 @@ def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers
         for unfinished in folder.glob(".*.tmp"):  # left by a run that was cut off
             unfinished.unlink()
     left = [picture for picture in pictures if not (out / picture.split / picture.file).exists()]
-    chunks = [_Chunk(out, seed, size, tuple(left[i : i + _CHUNK])) for i in range(0, len(left), _CHUNK)]
+    chunks = tuple(tuple(left[i : i + _CHUNK]) for i in range(0, len(left), _CHUNK))
     with progress_bar() as bar:
         task = bar.add_task("drawing", total=len(pictures), note="")
         bar.advance(task, len(pictures) - len(left))
-        if min(workers, len(chunks)) <= 1:
-            for chunk in chunks:
-                bar.advance(task, _draw_chunk(chunk))
-            return
-        # Processes are started afresh: a copy of one that runs threads could hang.
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=context) as pool:
-            try:
-                for done in as_completed([pool.submit(_draw_chunk, chunk) for chunk in chunks]):
-                    bar.advance(task, done.result())
-            finally:
-                pool.shutdown(cancel_futures=True)  # after an error or Ctrl-C, begin no other chunk
 
+        def done(number: int) -> None:
+            bar.advance(task, len(chunks[number]))
 
-def _draw_chunk(chunk: _Chunk) -> int:
-    """Draw and write the pictures of one chunk; their number."""
-    from PIL import Image
-
-    from kilopix.data.world.render import render
-    from kilopix.data.world.scenes import one_object_scene
-
-    for picture in chunk.pictures:
-        scene = one_object_scene(picture.name, chunk.seed, picture.split, picture.image_id)
-        path = chunk.out / picture.split / picture.file
-        # Renamed when whole, but not flushed one by one: a picture lost in a power cut is drawn again.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        image = Image.fromarray(render(scene, chunk.size))
-        image.save(temporary, format="JPEG", quality=_QUALITY, subsampling=0)
-        os.replace(temporary, path)
-    return len(chunk.pictures)
+        run_local(_Draw(out, seed, size, chunks), range(len(chunks)), workers, done)
 
 
 def _write_scenes(folder: Path, seed: int, pictures: list[_Picture]) -> None:

@@ -1,20 +1,39 @@
-"""Weights and prompts to pictures: PNG files, one grid, and a list of what is what.
+"""Weights and prompts to pictures: PNG files, one contact sheet, and a list of what is what.
 
-In: a run, prompts. Out: a folder with `00000.png`, ..., `grid.png` and `samples.json`.
+In: a model, prompts. Out: a folder with `00000.png`, ..., `grid.png` and `samples.json`.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from kilopix.data.pictures import grid, save_png
+from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
-from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
+from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
 from kilopix.generator import Generator
 from kilopix.runtime import progress_bar, read_json, say, write_json
 from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
 BATCH = 32
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Values of settings that are all tried, on every prompt and seed; empty for the setting as it is."""
+
+    guidance: tuple[float, ...] = ()
+    steps: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One picture."""
+
+    prompt: str
+    seed: int
+    sampling: SamplingConfig
 
 
 def read_prompts(path: Path | None, text: str = "") -> list[str]:
@@ -33,29 +52,38 @@ def read_prompts(path: Path | None, text: str = "") -> list[str]:
 
 
 def run(
-    model: Path,
+    model: Path | str,
     prompts: Sequence[str],
     out: Path,
     images_per_prompt: int = 1,
     seed: int = 0,
     changes: SamplingChanges = UNCHANGED,
     device: str = "auto",
+    seeds: Sequence[int] = (),
+    sweep: Sweep | None = None,
 ) -> list[Path]:
-    """Make `images_per_prompt` pictures of every prompt, with the seeds seed, seed + 1, ...
+    """Make pictures of every prompt: of the seeds seed, seed + 1, ..., or of `seeds` if there are any.
 
     The same call again goes on where it was; another call on the same folder replaces what is there.
     """
     generator = Generator.from_pretrained(model, device)
-    sampling = changes.apply(generator.recipe.sampling)
-    jobs = [(prompt, seed + i) for prompt in prompts for i in range(images_per_prompt)]
+    own = generator.settings(changes)
+    sweep = sweep or Sweep()
+    settings = [
+        generator.settings(SamplingChanges(steps=steps, guidance=scale), own)
+        for steps in sweep.steps or (None,)
+        for scale in sweep.guidance or (None,)
+    ]
+    seeds = seeds or range(seed, seed + images_per_prompt)
+    jobs = [_Job(prompt, number, s) for prompt in prompts for number in seeds for s in settings]
     files = [out / f"{i:05d}.png" for i in range(len(jobs))]
     made = {
         "weights": str(generator.weights),
         "weights_sha256": generator.fingerprint,
-        "sampling": sampling.model_dump(mode="json"),
+        "sampling": own.model_dump(mode="json"),
         "images": [
-            {"file": file.name, "prompt": prompt, "seed": seed}
-            for file, (prompt, seed) in zip(files, jobs, strict=True)
+            {"file": file.name, "prompt": job.prompt, "seed": job.seed, **_swept(job, sweep)}
+            for file, job in zip(files, jobs, strict=True)
         ],
     }
     if not (out / LIST).exists():
@@ -70,15 +98,46 @@ def run(
     elif (out / GRID).exists():
         say(f"{out / GRID}: already complete, {len(files)} pictures.")
         return files
+    _make_missing(generator, jobs, files, settings)
+    images = [open_image(file) for file in files]
+    save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
+    say(f"{out / GRID}: {len(files)} pictures.")
+    return files
+
+
+def _swept(job: _Job, sweep: Sweep) -> dict[str, Any]:
+    """The settings of one picture that differ from picture to picture."""
+    values = {"guidance": job.sampling.guidance.scale, "steps": job.sampling.steps}
+    return {key: value for key, value in values.items() if len(getattr(sweep, key)) > 1}
+
+
+def _make_missing(
+    generator: Generator, jobs: list[_Job], files: list[Path], settings: list[SamplingConfig]
+) -> None:
     missing = [i for i, file in enumerate(files) if not file.exists()]
     with progress_bar() as bar:
         task = bar.add_task("sample", total=len(files), completed=len(files) - len(missing), note="")
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            images = generator.generate([jobs[i] for i in batch], sampling, BATCH)
-            for i, image in zip(batch, images, strict=True):
-                save_png(image, files[i])
-            bar.advance(task, len(batch))
-    save_png(grid([open_image(file) for file in files], prompts, images_per_prompt), out / GRID)
-    say(f"{out / GRID}: {len(files)} pictures.")
-    return files
+        for sampling in settings:
+            alike = [i for i in missing if jobs[i].sampling is sampling]
+            for start in range(0, len(alike), BATCH):
+                batch = alike[start : start + BATCH]
+                images = generator.generate([(jobs[i].prompt, jobs[i].seed) for i in batch], sampling, BATCH)
+                for i, image in zip(batch, images, strict=True):
+                    save_png(image, files[i])
+                bar.advance(task, len(batch))
+
+
+def _contact_sheet(images: list[Any], prompts: Sequence[str], seeds: Sequence[int], sweep: Sweep) -> Any:
+    """A plain grid; or with a sweep, guidance from left to right, and all else from top to bottom."""
+    scales = [f"guidance {scale:g}" for scale in sweep.guidance]
+    steps = [f"{count} steps" for count in sweep.steps]
+    if len(scales) < 2 and len(steps) < 2:
+        return grid(images, prompts, len(seeds))
+    columns, others = (scales, steps) if len(scales) > 1 else (steps, scales)
+    rows = [
+        "\n".join(part for part in (prompt, f"seed {seed}", other) if part)
+        for prompt in prompts
+        for seed in seeds
+        for other in others or [""]
+    ]
+    return sheet(images, columns, rows)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kilopix.data.lines import read_lines
 from kilopix.data.parts import check_same_job
 from kilopix.data.pictures import save_png
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
@@ -19,7 +18,7 @@ from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import lengthened_from_lines
 from kilopix.evaluation.made import MADE, PLAIN, Made, write_made
 from kilopix.generator import Generator
-from kilopix.runtime import atomic_path, progress_bar, read_json, say, sha256_of_text
+from kilopix.runtime import atomic_path, progress_bar, read_json, read_lines, say, sha256_of_text
 from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]

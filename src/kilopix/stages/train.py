@@ -21,6 +21,7 @@ from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.engine import CHECKPOINTS, go_on_from, start, train
+from kilopix.graft import beginning
 from kilopix.network import build_network, flops_per_image
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
@@ -89,13 +90,15 @@ def _run(
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
+    begun = processes.once(lambda: (out / MODEL).exists() or bool(checkpoints(out / CHECKPOINTS)))
+    weights = beginning(recipe, header, out / RECIPE, begun, processes.main)
     if processes.once(lambda: _open_run(shards_folder, out, header)):
         if processes.main:
             say(f"{out}: already trained on {recipe.training.images:,} images.")
         return True
     if recipe.training.verify_shards:
         _verify(shards, processes)
-    state = start(recipe, shards, out, header, processes)
+    state = start(recipe, shards, out, header, processes, weights)
     if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
         go_on_from(state, newest)
         if processes.main:

@@ -6,11 +6,14 @@ from kilopix.data.sources.folders import class_folders, loose_images
 from kilopix.data.sources.items import Source, SourceItem
 from kilopix.data.sources.listing import list_source
 from kilopix.data.sources.opening import decode, open_image, open_picture, square, window
+from kilopix.data.sources.selection import EVERYTHING, Selection
 from kilopix.data.sources.tars import ReleaseArrays, release_arrays
 
 __all__ = [
+    "EVERYTHING",
     "BrokenImage",
     "ReleaseArrays",
+    "Selection",
     "Source",
     "SourceItem",
     "class_folders",

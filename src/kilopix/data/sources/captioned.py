@@ -4,7 +4,6 @@ In: a tsv, csv, jsonl or Parquet file beside the pictures. Out: items in the ord
 """
 
 import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 from kilopix.data.sources.classes import class_name_of, class_of_file
 from kilopix.data.sources.folders import files_below
 from kilopix.data.sources.items import IMAGE_ENDINGS, Source, SourceItem
+from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
+from kilopix.runtime import iterate_lines
 
 NAMES = ("captions", "metadata")
 ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -26,13 +27,18 @@ def captions_files(folder: Path) -> list[Path]:
     return [path for name in NAMES for ending in ENDINGS if (path := folder / f"{name}{ending}").is_file()]
 
 
-def captioned_pictures(table: Path) -> Source:
-    """The pictures that a captions file names, which lie below its folder."""
+def captioned_pictures(table: Path, selection: Selection = EVERYTHING) -> Source:
+    """The wanted pictures that a captions file names, which lie below its folder."""
     rows = list(_rows(table))
     if not rows:
         raise UserError(f"{table}: holds no row.")
     path_column = _column(rows[0], PATH_COLUMNS, table, "file names")
-    caption_column = _column(rows[0], CAPTION_COLUMNS, table, "captions")
+    spelled, tally = selection.check(rows[0], table), Tally()
+    caption_column = (
+        spelled[selection.caption_column]
+        if selection.caption_column
+        else _column(rows[0], CAPTION_COLUMNS, table, "captions")
+    )
     class_column = next((name for name in CLASS_COLUMNS if name in rows[0]), None)
     items: list[SourceItem] = []
     unused: list[tuple[str, str]] = []
@@ -46,6 +52,8 @@ def captioned_pictures(table: Path) -> Source:
             unused.append((f"{table.name}, row {line}", f"{path} has a caption already"))
             continue
         known.add(path)
+        if not tally.takes(selection, row, spelled):
+            continue
         label = row.get(class_column) if class_column else None
         class_name = class_name_of(label) if isinstance(label, str) else class_of_file(Path(path).name)
         items.append(SourceItem(path, class_name, " ".join(str(caption or "").split())))
@@ -54,9 +62,9 @@ def captioned_pictures(table: Path) -> Source:
         for path in files_below(table.parent, table.parent)
         if path not in known and Path(path).suffix.lower() in IMAGE_ENDINGS
     ]
-    if not items:
+    if not known:
         raise UserError(f"{table}: names no file.")
-    return Source(table.parent, "captions file", items, unused)
+    return Source(table.parent, "captions file", items, unused, tally if selection.conditions else None)
 
 
 def _column(row: dict[str, Any], names: tuple[str, ...], table: Path, what: str) -> str:
@@ -68,7 +76,7 @@ def _column(row: dict[str, Any], names: tuple[str, ...], table: Path, what: str)
 
 def _rows(table: Path) -> Iterator[dict[str, Any]]:
     """The rows of a table by the names of its columns, in small letters."""
-    readers = {".tsv": _separated, ".csv": _separated, ".jsonl": _json_lines, ".parquet": _parquet}
+    readers = {".tsv": _separated, ".csv": _separated, ".jsonl": iterate_lines, ".parquet": _parquet}
     try:
         for row in readers[table.suffix](table):
             yield {str(name).lower(): value for name, value in row.items() if name is not None}
@@ -92,20 +100,6 @@ def _separated(table: Path) -> Iterator[dict[str, Any]]:
         for row in reader:
             if row:
                 yield dict(zip(names, row, strict=False))
-
-
-def _json_lines(table: Path) -> Iterator[dict[str, Any]]:
-    with table.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{table}: line {number} is not JSON ({error.msg}).") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{table}: line {number} is not a JSON object.")
-            yield row
 
 
 def _parquet(table: Path) -> Iterator[dict[str, Any]]:

@@ -23,6 +23,7 @@ TAR = ".tar"
 _REFERENCE = re.compile(r"(?P<container>.+?\.(?:parquet|tar))#(?P<place>.+)", re.DOTALL)
 _IMAGE_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _KEPT_ROW_GROUPS = 4
+_REMEMBERED_ROW_GROUPS = 64
 _KEPT_INDEXES = 256
 
 
@@ -59,18 +60,25 @@ def read_bytes(root: Path, path: str) -> bytes:
 
 
 def read_row(file: Path, place: str) -> bytes:
-    """The picture's bytes in a row of a Parquet file; raises `BrokenImage` if the row holds none."""
+    """The picture's bytes in a row of a Parquet file; raises `BrokenImage` if the row holds none.
+
+    A row group is read whole when a second row of it is asked for, as when rows are read in order. The
+    first is found by reading up to it, which costs half as much where rows are read at random.
+    """
     import pyarrow as pa
 
     stamp = _stamp(file)
     try:
-        metadata = _parquet_metadata(file, stamp)
-        group, row = _find_row(metadata, place)
-        with _lock(os.getpid()):  # threads that want the same row group read it once
-            column = _row_group(file, stamp, group)
+        group, row = _find_row(_parquet_metadata(file, stamp), place)
+        visits = _visits(file, stamp, group)
+        visits.append(row)
+        if len(visits) == 1:
+            value = _one_row(file, stamp, group, row)
+        else:
+            with _lock(os.getpid()):  # threads that want the same row group read it once
+                value = _row_group(file, stamp, group)[row].as_py()
     except (pa.ArrowException, UserError) as error:
         raise BrokenImage(str(error).splitlines()[0]) from None
-    value = column[row].as_py()
     if not value:
         raise BrokenImage("the row holds no bytes of a picture")
     return value
@@ -104,6 +112,26 @@ def _find_row(metadata: "pq.FileMetaData", place: str) -> tuple[int, int]:
             return group, row
         row -= count
     raise BrokenImage(f"has no row {place}")
+
+
+@lru_cache(maxsize=_REMEMBERED_ROW_GROUPS)
+def _visits(file: Path, stamp: tuple[int, int], group: int) -> list[int]:
+    """The rows that were asked for of a row group since it was last forgotten."""
+    return []
+
+
+def _one_row(file: Path, stamp: tuple[int, int], group: int, row: int) -> bytes | None:
+    """One row of a row group, whose pages are read up to it and no further."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file, metadata=_parquet_metadata(file, stamp), memory_map=True) as opened:
+        column = image_column(opened.schema_arrow, file)
+        for batch in opened.iter_batches(4, row_groups=[group], columns=[column], use_threads=False):
+            if row < len(batch):
+                return pa.Table.from_batches([batch]).flatten().column(column)[row].as_py()
+            row -= len(batch)
+    return None
 
 
 @lru_cache(maxsize=_KEPT_ROW_GROUPS)

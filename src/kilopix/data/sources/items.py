@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kilopix.data.sources.containers import split_reference
+from kilopix.data.sources.selection import Tally
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"}
 
@@ -28,12 +29,16 @@ class SourceItem:
 
 @dataclass(frozen=True)
 class Source:
-    """All pictures of a source; `kind` is for people, `unused` names files that are no part of it and why."""
+    """All pictures of a source; `kind` is for people, `unused` names files that are no part of it and why.
+
+    Where only some are wanted, `tally` counts them.
+    """
 
     root: Path
     kind: str
     items: list[SourceItem]
     unused: list[tuple[str, str]] = field(default_factory=list)
+    tally: Tally | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of every path, class, caption and file size, as hex."""

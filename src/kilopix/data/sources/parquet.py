@@ -12,25 +12,31 @@ from kilopix.data.sources.captioned import CAPTION_COLUMNS, CLASS_COLUMNS
 from kilopix.data.sources.classes import name_label, read_class_table
 from kilopix.data.sources.containers import image_column, reference
 from kilopix.data.sources.items import SourceItem
+from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def parquet_pictures(root: Path, files: list[Path]) -> list[SourceItem]:
-    """The pictures of Parquet files below `root`, file by file and row by row."""
-    return [item for file in files for item in _pictures_of(root, file)]
+def parquet_pictures(
+    root: Path, files: list[Path], selection: Selection = EVERYTHING, tally: Tally | None = None
+) -> list[SourceItem]:
+    """The wanted pictures of Parquet files below `root`, file by file and row by row."""
+    tally = tally or Tally()
+    return [item for file in files for item in _pictures_of(root, file, selection, tally)]
 
 
-def _pictures_of(root: Path, file: Path) -> list[SourceItem]:
+def _pictures_of(root: Path, file: Path, selection: Selection, tally: Tally) -> list[SourceItem]:
     import pyarrow.parquet as pq
 
     schema = parquet_schema(file)
     image_column(schema, file)
     label = next((name for name in (*CLASS_COLUMNS, "cls") if name in schema.names), None)
+    spelled = selection.check(schema.names, file)
     caption = next((name for name in CAPTION_COLUMNS if name in schema.names), None)
-    wanted = [name for name in (label, caption) if name]
+    caption = spelled[selection.caption_column] if selection.caption_column else caption
+    wanted = sorted({name for name in (label, caption) if name} | set(spelled.values()))
     names = _label_names(schema, label) if label else None
     table = read_class_table(root) or read_class_table(file.parent)
     container = str(file.relative_to(root))
@@ -44,6 +50,7 @@ def _pictures_of(root: Path, file: Path) -> list[SourceItem]:
             reference(container, row), name_label(labels[row], names, table, file), _text(captions[row])
         )
         for row in range(count)
+        if tally.takes(selection, {name: columns[name][row] for name in spelled.values()}, spelled)
     ]
 
 

@@ -18,6 +18,7 @@ from kilopix.data.sources.captioned import CAPTION_COLUMNS, CLASS_COLUMNS
 from kilopix.data.sources.classes import class_of_file, name_label, read_class_table
 from kilopix.data.sources.containers import BrokenImage, read_bytes, reference, split_reference
 from kilopix.data.sources.items import SourceItem
+from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
 from kilopix.runtime import progress_bar
 
@@ -52,15 +53,21 @@ def split_member(name: str) -> tuple[str, str]:
     return folder + slash + key, ending.lower()
 
 
-def tar_pictures(root: Path, files: list[Path]) -> tuple[list[SourceItem], list[tuple[str, str]]]:
-    """The pictures of tar shards below `root`, in order, and the samples that hold none."""
+def tar_pictures(
+    root: Path, files: list[Path], selection: Selection = EVERYTHING, tally: Tally | None = None
+) -> tuple[list[SourceItem], list[tuple[str, str]]]:
+    """The wanted pictures of tar shards below `root`, in order, and the samples that hold none.
+
+    Conditions and captions are looked for in the samples' records.
+    """
+    tally = tally or Tally()
     items: list[SourceItem] = []
     unused: list[tuple[str, str]] = []
     table = read_class_table(root)
     with progress_bar(disable=len(files) < _MANY) as bar:
         task = bar.add_task("list samples", total=len(files), note="tar files")
         for file in files:
-            _add_samples(file, str(file.relative_to(root)), table, items, unused)
+            _add_samples(file, str(file.relative_to(root)), table, items, unused, selection, tally)
             bar.advance(task)
     return items, unused
 
@@ -71,7 +78,10 @@ def _add_samples(
     table: dict[str, str],
     items: list[SourceItem],
     unused: list[tuple[str, str]],
+    selection: Selection,
+    tally: Tally,
 ) -> None:
+    spelled: dict[str, str] | None = None
     for key, members in _samples(file).items():
         picture = next((members[ending] for ending in PICTURES if ending in members), None)
         if picture is None:
@@ -79,7 +89,12 @@ def _add_samples(
             continue
         path = reference(container, str(picture))
         try:
-            items.append(_item(path, key, members, table, file))
+            record = _record(members)
+            if record and spelled is None:
+                spelled = selection.check(record, file)
+            if tally.takes(selection, record, spelled or {name: name for name in selection.columns()}):
+                caption = selection.caption_column and (spelled or {}).get(selection.caption_column)
+                items.append(_item(path, key, members, record, caption, table, file))
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             items.append(SourceItem(path, error=f"its text or record is damaged ({error})"))
 
@@ -108,14 +123,30 @@ def _samples(file: Path) -> dict[str, dict[str, Any]]:
     return samples
 
 
-def _item(path: str, key: str, members: dict[str, Any], table: dict[str, str], file: Path) -> SourceItem:
+def _record(members: dict[str, Any]) -> dict[str, Any]:
+    """What a sample's JSON members say."""
     record: dict[str, Any] = {}
     for ending in RECORDS:
         if isinstance(members.get(ending), bytes):
             found = json.loads(members[ending])
             record |= found if isinstance(found, dict) else {}
-    texts = [members[e].decode() for e in TEXTS if isinstance(members.get(e), bytes)]
-    texts += [str(record[name]) for name in CAPTION_COLUMNS if record.get(name)]
+    return record
+
+
+def _item(
+    path: str,
+    key: str,
+    members: dict[str, Any],
+    record: dict[str, Any],
+    caption: str | None,
+    table: dict[str, str],
+    file: Path,
+) -> SourceItem:
+    if caption:
+        texts = [str(record.get(caption) or "")]
+    else:
+        texts = [members[e].decode() for e in TEXTS if isinstance(members.get(e), bytes)]
+        texts += [str(record[name]) for name in CAPTION_COLUMNS if record.get(name)]
     labels = [members[e].decode().strip() for e in LABELS if isinstance(members.get(e), bytes)]
     words = [record[name] for name in CLASS_COLUMNS if record.get(name) is not None]
     class_name = class_of_file(key.rpartition("/")[2])

@@ -1,0 +1,66 @@
+"""What the study compares: arms, seeds and claims, read from `study.toml`.
+
+In: a TOML file. Out: a frozen `Study`; an unknown key, arm or score is an error that names it.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from kilopix.config import Config, parse, parse_overrides, read_toml
+from kilopix.recipe import Recipe, load_recipe
+
+
+class Arm(Config):
+    """One way of training: captions, augmented pictures, and changes of the recipe."""
+
+    title: str
+    recipe: str = "mini"
+    captions: Literal["aio", "structured"] = "structured"
+    augment: Literal["none", "cutmix", "crop"] = "none"
+    overrides: tuple[str, ...] = ()
+
+
+class Claim(Config):
+    """That the arm `better` scores higher than the arm `base` on a task (a score's name on the card)."""
+
+    text: str
+    better: str
+    base: str
+    score: str
+
+
+class Study(Config):
+    """Arms, trained with each of the seeds on the same pictures, and what is claimed of them."""
+
+    seeds: tuple[int, ...] = Field(min_length=1)
+    overrides: tuple[str, ...] = ()
+    arms: dict[str, Arm] = Field(min_length=1)
+    claims: tuple[Claim, ...] = ()
+
+    @model_validator(mode="after")
+    def _claims_name_arms(self):
+        for claim in self.claims:
+            for arm in (claim.better, claim.base):
+                if arm not in self.arms:
+                    raise ValueError(
+                        f"claims: {claim.text!r} names the arm {arm!r}, which is not among the arms"
+                    )
+        return self
+
+    def recipe(self, arm: Arm, seed: int) -> Recipe:
+        """The recipe of one training."""
+        return load_recipe(arm.recipe, [*self.overrides, *arm.overrides, f"seed={seed}"])
+
+
+def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
+    """Read and check a study; `overrides` are added to those of all arms."""
+    values = read_toml(path)
+    parse_overrides(overrides)
+    values["overrides"] = [*values.get("overrides", []), *overrides]
+    study = parse(Study, values, str(path))
+    for arm in study.arms.values():
+        for seed in study.seeds:
+            study.recipe(arm, seed)
+    return study

@@ -1,0 +1,168 @@
+"""The study: every arm with every seed, from drawn pictures to cards; typed again, it goes on.
+
+    python benchmarks/study/run.py runs/study                 # all that is left to do
+    python benchmarks/study/run.py runs/study --only ta seed1 # parts of it
+    python benchmarks/study/run.py runs/study --list          # what is done
+
+Every training is a process of its own with its share of the cores. What is scored is kept:
+`benchmarks/results/study/ARM/seedN/card.json`, from which `tables.py` computes, and the verdict on every
+picture beside it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from arms import Arm, Study, load_study
+
+from kilopix.runtime import atomic_path, say, write_json
+
+HERE = Path(__file__).resolve().parent
+KEPT = HERE.parent / "results" / "study"
+DEFAULT = HERE / "study.toml"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One training with its scores."""
+
+    name: str
+    arm: Arm
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, below the study's folder and below that of the kept cards."""
+        return Path(self.name) / f"seed{self.seed}"
+
+
+def parts(study: Study) -> list[Part]:
+    """The trainings, all arms with the first seed first: what there is can be compared at any time."""
+    return [Part(name, arm, seed) for seed in study.seeds for name, arm in study.arms.items()]
+
+
+def prepare(study: Study, out: Path) -> None:
+    """Draw the pictures, caption, augment and encode them, once for all the arms that share them."""
+    from kilopix.stages import augment, caption, encode, mini
+
+    recipe = study.recipe(next(iter(study.arms.values())), study.seeds[0])
+    world, size = recipe.world, recipe.data.image_size
+    mini.run(out / "world", world.images_per_class, size, 0, world.classes, world.val_per_class)
+    for captioner in ("structured", *{arm.captions for arm in study.arms.values()} - {"structured"}):
+        caption.run(out / "world" / "train", out / f"{captioner}.parquet", captioner, 0)
+    caption.run(out / "world" / "val", out / "held_out.parquet", "structured", 0)
+    for arm in study.arms.values():
+        manifest = out / f"{arm.captions}.parquet"
+        augmented = None
+        if arm.augment != "none":
+            folder = out / f"{arm.captions}_{arm.augment}"
+            augment.run(manifest, folder, arm.augment, recipe.data.augment.setting, size, 0)
+            augmented = folder / augment.MANIFEST
+        encode.run(manifest, shards_of(arm, out), study.recipe(arm, 0), augmented)
+
+
+def shards_of(arm: Arm, out: Path) -> Path:
+    """The shards that an arm trains on."""
+    return out / f"shards_{arm.captions}_{arm.augment}"
+
+
+def train_and_score(study: Study, part: Part, out: Path, kept: Path) -> None:
+    """One training, its scores, and what is kept of them."""
+    from kilopix.stages import evaluate, train
+
+    recipe = study.recipe(part.arm, part.seed)
+    folder = out / part.folder
+    if not train.run(shards_of(part.arm, out), folder / "run", recipe):
+        return
+    settings = [f"evaluation.{key}={value}" for key, value in recipe.evaluation.model_dump().items()]
+    evaluate.run(folder / "run", out / "held_out.parquet", folder / "scores", overrides=settings)
+    keep(part, folder, kept)
+
+
+def keep(part: Part, folder: Path, kept: Path) -> None:
+    """Copy the card, and write the verdicts and the training's curve in short."""
+    target = kept / part.folder
+    target.mkdir(parents=True, exist_ok=True)
+    judged = [json.loads(line) for line in (folder / "scores" / "judged.jsonl").read_text().splitlines()]
+    verdicts = [[line["tag"], line["prompt"], int(line["correct"])] for line in judged]
+    with atomic_path(target / "verdicts.json") as temporary:
+        temporary.write_text("[\n" + ",\n".join(json.dumps(line) for line in verdicts) + "\n]\n")
+    log = [json.loads(line) for line in (folder / "run" / "log.jsonl").read_text().splitlines()]
+    every = max(1, len(log) // 100)
+    write_json(
+        target / "curve.json", [[line["images"], line["loss"], line["seconds"]] for line in log[::every]]
+    )
+    with atomic_path(target / "card.json") as temporary:  # last: a part is done when its card is there
+        shutil.copyfile(folder / "scores" / "card.json", temporary)
+
+
+def run_all(arguments: argparse.Namespace, study: Study, chosen: list[Part]) -> int:
+    """Work through the parts, `--jobs` at a time; returns how many failed."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))}
+    waiting, running, failed = list(chosen), {}, 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < arguments.jobs:
+                part = waiting.pop(0)
+                command = [sys.executable, __file__, *sys.argv[1:], "--one", part.name, str(part.seed)]
+                log = arguments.out / part.folder / "log.txt"
+                log.parent.mkdir(parents=True, exist_ok=True)
+                with open(log, "a") as file:
+                    process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+                running[process] = part
+                say(f"{part.folder}: begun ({len(waiting)} wait)")
+            for process in [p for p in running if p.poll() is not None]:
+                part = running.pop(process)
+                failed += process.returncode != 0
+                say(f"{part.folder}: {'done' if process.returncode == 0 else 'FAILED, see its log.txt'}")
+            time.sleep(0.5)
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+    return failed
+
+
+def main() -> None:
+    """Read the arguments and go on where the study is."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for pictures, shards and runs")
+    parser.add_argument("--study", type=Path, default=DEFAULT)
+    parser.add_argument("--kept", type=Path, default=KEPT, help="folder of the cards that are kept")
+    parser.add_argument("--only", nargs="*", default=[], help="arms, and seeds as seed0")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="trainings at once")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="changes for all arms")
+    parser.add_argument("--list", action="store_true", help="say what is done, and stop")
+    parser.add_argument("--one", nargs=2, metavar=("ARM", "SEED"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    study = load_study(arguments.study, tuple(arguments.set))
+    every = parts(study)
+    if arguments.one:
+        name, seed = arguments.one
+        part = next(part for part in every if (part.name, part.seed) == (name, int(seed)))
+        train_and_score(study, part, arguments.out, arguments.kept)
+        return
+    seeds = {name for name in arguments.only if name.startswith("seed")}
+    arms = set(arguments.only) - seeds
+    chosen = [p for p in every if (not arms or p.name in arms) and (not seeds or f"seed{p.seed}" in seeds)]
+    left = [part for part in chosen if not (arguments.kept / part.folder / "card.json").exists()]
+    if arguments.list:
+        for part in chosen:
+            say(f"{part.folder}: {'to do' if part in left else 'done'}")
+        return
+    if left:
+        prepare(study, arguments.out)
+    failed = run_all(arguments, study, left)
+    say(f"{len(chosen) - len(left)} were done, {len(left) - failed} done now, {failed} failed.")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""From a name to a network: where a model's files are, and what they hold.
+
+In: `mini`, a run folder, a checkpoint, a safetensors file, or the name of a repository on the Hugging Face
+hub. Out: a network with its weights, and what is known of its training. Two layouts are read: kilopix's own,
+with the recipe in the header of the weights, and that of the released CAD-I weights, with `config.json`
+beside them. Weights stay mapped from their file, so that they take no memory twice; a pickle is never read.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kilopix.config import parse
+from kilopix.diffusion.objective import ObjectiveConfig
+from kilopix.diffusion.paths import GammaPath
+from kilopix.diffusion.sampling import PRESETS
+from kilopix.models.published import COHERENCE_CLASS, load_published, published_config
+from kilopix.models.rin import RIN
+from kilopix.network import Network, empty_network
+from kilopix.pretrained.autoencoder import CODEC_FILE, SDAutoencoderConfig
+from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
+from kilopix.pretrained.text_encoder import T5Config
+from kilopix.recipe import SD_DOWNSAMPLING, DataConfig, Recipe
+from kilopix.runtime import read_json
+from kilopix.training.checkpoint import AVERAGE, newest_checkpoint, read_weights
+from kilopix.types import LatentStatistics, UserError
+
+SHIPPED = Path(__file__).parent / "assets" / "weights"
+SHIPPED_MODEL = "mini"
+"""The model of the embedded world that is installed with kilopix."""
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CODEC_PREFIX = "codec."
+_HUB_FILES = [WEIGHTS, CONFIG, CODEC_FILE]
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network in float32 on the CPU, with what its weights say; None where they do not say it."""
+
+    network: Network
+    recipe: Recipe
+    weights: Path
+    images_seen: int = 0
+    text_fingerprint: str | None = None
+    autoencoder_fingerprint: str | None = None
+    whitening: LatentStatistics | None = None
+    codec: PatchCodec | None = None
+
+
+def find_weights(model: Path | str | None = None, revision: str | None = None) -> Path:
+    """The weights that a path or a name means.
+
+    A path means itself if it is a file, or a finished run's model, or its newest checkpoint's average. A
+    name, which is a `str`, may also be `mini` or a repository of the hub, of which `revision` names a
+    commit, a tag or a branch. None is `mini`; for a folder of that name, write `./mini`.
+    """
+    if model is None or model == SHIPPED_MODEL:
+        if revision is not None:
+            raise UserError(f"revision {revision!r}: the model {SHIPPED_MODEL} is installed, in one version.")
+        return _shipped(SHIPPED_MODEL)
+    path = Path(model).expanduser()
+    if isinstance(model, str) and not path.exists() and _HUB_NAME.fullmatch(model):
+        path = _download(model, revision)
+    elif revision is not None:
+        raise UserError(f"revision {revision!r}: only models of the Hugging Face hub have one, not {path}.")
+    if path.is_file():
+        return path
+    for name in (WEIGHTS, AVERAGE):
+        if (path / name).is_file():
+            return path / name
+    newest = newest_checkpoint(path / "checkpoints")
+    if newest is None:
+        pickled = sorted(f.name for f in path.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        aside = f" ({pickled[0]} is a pickle, which kilopix does not open.)" if pickled else ""
+        raise UserError(
+            f"{path}: no weights there; give a run folder, a checkpoint or a .safetensors file.{aside}"
+        )
+    return newest / AVERAGE
+
+
+def _shipped(name: str) -> Path:
+    path = SHIPPED / f"{name}.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path}: the weights that ship with kilopix are missing; install kilopix again.")
+    return path
+
+
+def _download(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_HUB_FILES))
+    except (OSError, HFValidationError) as error:
+        at = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"model {name!r}: it is no folder here, and the Hugging Face hub gave no copy of it{at} "
+            f"({str(error).splitlines()[0]}). Give a run folder, a checkpoint or a .safetensors file, or "
+            f"`{SHIPPED_MODEL}` for the model that is installed with kilopix."
+        ) from None
+
+
+def load_model(weights: Path) -> Model:
+    """The network of a weights file, on the CPU, for sampling; raises `UserError` if it is no model's."""
+    tensors, header = read_weights(weights)
+    if "recipe" not in header:
+        return _load_released(weights, tensors)
+    recipe = parse(Recipe, header["recipe"], f"{weights}: recipe in the header")
+    codec = None
+    if "codec" in header:
+        config = parse(PatchCodecConfig, header["codec"], f"{weights}: codec in the header")
+        names = [name for name in tensors if name.startswith(CODEC_PREFIX)]
+        codec = PatchCodec.from_tensors(
+            config, {name.removeprefix(CODEC_PREFIX): tensors.pop(name) for name in names}, weights
+        )
+    network = empty_network(recipe, header["latent_channels"], header["text_width"])
+    _check_fit(network, tensors, weights)
+    network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    statistics = header.get("latent_whitening")
+    return Model(
+        _frozen(network),
+        recipe,
+        weights,
+        header["images_seen"],
+        header["text_fingerprint"],
+        header["autoencoder_fingerprint"],
+        LatentStatistics(*map(tuple, statistics.values())) if statistics else None,
+        codec,
+    )
+
+
+def _check_fit(network: Network, tensors: dict[str, Tensor], weights: Path) -> None:
+    """Refuse weights that are not those of the recipe in their header."""
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    wrong = sorted(wanted.keys() ^ tensors.keys())
+    wrong += sorted(name for name in wanted.keys() & tensors.keys() if wanted[name] != tensors[name].shape)
+    if wrong:
+        raise UserError(f"{weights}: its weights do not fit the recipe in its header ({wrong[0]}, ...).")
+
+
+def _load_released(weights: Path, tensors: dict[str, Tensor]) -> Model:
+    """A released CAD-I, of which config.json holds the constructor's arguments and not the class."""
+    config = weights.parent / CONFIG
+    if not config.is_file():
+        raise UserError(
+            f"{weights}: no kilopix recipe in its header, and no {CONFIG} beside it as the released CAD-I "
+            "weights have."
+        )
+    arguments: Any = read_json(config)
+    if not isinstance(arguments, dict):
+        raise UserError(f"{config}: expected a JSON object with the network's arguments.")
+    kind = COHERENCE_CLASS if "coherence_positional_embedding" in tensors else "RINTextCond"
+    try:
+        recipe, channels, width = released_recipe(kind, arguments)
+    except UserError as error:
+        raise UserError(f"{config}: {error}") from None
+    network = empty_network(recipe, channels, width)
+    assert isinstance(network, RIN)
+    floats = {name: v.float() if v.is_floating_point() else v for name, v in tensors.items()}
+    load_published(network, floats, assign=True)
+    return Model(_frozen(network), recipe, weights)
+
+
+def released_recipe(kind: str, arguments: dict[str, object]) -> tuple[Recipe, int, int]:
+    """What samples from released CAD-I weights, with latent channels and text width.
+
+    Pictures are decoded by the autoencoder of Stable Diffusion 1.5, as the released pipeline does; training
+    encoded them with `stabilityai/sd-vae-ft-ema`, whose encoder is the same. The training settings of the
+    recipe are defaults and say nothing of how the weights were made.
+    """
+    config, channels, width, side = published_config(kind, arguments)
+    recipe = Recipe(
+        data=DataConfig(image_size=side * SD_DOWNSAMPLING),
+        text=T5Config(),
+        autoencoder=SDAutoencoderConfig(name="benjamin-paine/stable-diffusion-v1-5", subfolder="vae"),
+        model=config,
+        objective=ObjectiveConfig(path=GammaPath(schedule="linear"), prediction="noise"),
+        sampling=PRESETS["published"],
+    )
+    return recipe, channels, width
+
+
+def _frozen(network: Network) -> Network:
+    assert not any(value.is_meta for value in [*network.parameters(), *network.buffers()])
+    return network.eval().requires_grad_(False)
+
+
+def in_low_precision(network: Network, dtype: torch.dtype) -> Network:
+    """The large layers in a short type; norms, learned tokens and constants stay in float32."""
+    for module in network.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.to(dtype)
+        elif isinstance(module, torch.nn.RMSNorm):
+            module.register_forward_pre_hook(_in_float32)
+    return network
+
+
+def _in_float32(module: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+    return (inputs[0].float(),)

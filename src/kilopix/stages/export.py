@@ -1,0 +1,90 @@
+"""A model to a folder for others: for the Hugging Face hub, or a pipeline of diffusers.
+
+In: a model, protocol cards. Out: a folder with a model card, samples and weights; complete or absent.
+"""
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from kilopix.data.pictures import save_png
+from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
+from kilopix.export.diffusers_folder import INDEX, write_pipeline
+from kilopix.export.model_card import About, Sample, model_card, read_cards
+from kilopix.export.weights_file import header_of, write_weights
+from kilopix.generator import Generator
+from kilopix.model_files import CONFIG, WEIGHTS
+from kilopix.runtime import read_json, say, write_json
+from kilopix.types import UserError
+
+Format = Literal["hub", "diffusers"]
+PROMPTS = ("a photo of a fox", "a photo of a red car", "a cat on a pale blue background")
+CARD, SAMPLES = "README.md", "samples"
+MADE_BY = "kilopix export"
+
+
+def run(
+    model: Path | str,
+    out: Path,
+    kind: Format = "hub",
+    scores: Sequence[Path] = (),
+    about: About | None = None,
+    prompts: Sequence[str] = PROMPTS,
+    seed: int = 0,
+    changes: SamplingChanges = UNCHANGED,
+    device: str = "auto",
+) -> None:
+    """Write the folder, in place of one that this command wrote before.
+
+    `changes` become the exported model's own sampling settings. Raises `UserError` for scores of other
+    weights, and for a folder that something else made.
+    """
+    _check_free(out)
+    cards = read_cards(scores)
+    generator = Generator.from_pretrained(model, device, dtype="float32")
+    for path, card in zip(scores, cards, strict=True):
+        if card.checkpoint_sha256 not in (None, generator.fingerprint):
+            raise UserError(f"{path}: scores of other weights than {generator.weights}.")
+    sampling = generator.settings(changes)
+    generator = replace(generator, recipe=generator.recipe.model_copy(update={"sampling": sampling}))
+    about = about or About(out.resolve().name, "mit")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        if kind == "diffusers":
+            write_pipeline(generator, temporary)
+        else:
+            write_weights(generator, temporary / WEIGHTS)
+            write_json(temporary / CONFIG, {"made_by": MADE_BY, **header_of(generator)})
+        samples = [Sample(f"{SAMPLES}/{i:02d}.png", text, seed) for i, text in enumerate(prompts)]
+        pictures = generator.generate([(s.prompt, s.seed) for s in samples])
+        for sample, picture in zip(samples, pictures, strict=True):
+            save_png(picture, temporary / sample.file)
+        text = model_card(generator, about, cards, samples, kind == "diffusers")
+        (temporary / CARD).write_text(text)
+        shutil.rmtree(out, ignore_errors=True)
+        os.replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    say(f"{out}: {size / 1e6:.1f} MB, {_how_to_load(kind, out)}")
+
+
+def _check_free(out: Path) -> None:
+    """Refuse a folder with files of something else."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    index, config = out / INDEX, out / CONFIG
+    ours = index.is_file() and "KilopixPipeline" in (read_json(index).get("_class_name") or [])
+    ours = ours or (config.is_file() and read_json(config).get("made_by") == MADE_BY)
+    if not ours:
+        raise UserError(f"{out}: not empty, and not made by this command; choose another folder.")
+
+
+def _how_to_load(kind: Format, out: Path) -> str:
+    if kind == "diffusers":
+        return f"loads with DiffusionPipeline.from_pretrained({str(out)!r}, trust_remote_code=True)."
+    return f"loads with Generator.from_pretrained({str(out)!r}); upload it with `hf upload NAME {out}`."

@@ -1,0 +1,119 @@
+"""A training run as it goes: the lines of its log, and pictures by its newest checkpoint.
+
+In: a run folder that another process may be writing. Out: numbers, a curve, pictures of the same prompts and
+seeds after every checkpoint.
+"""
+
+import json
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from kilopix.errors import UserError
+from kilopix.generator import Generator
+from kilopix.runtime import read_json, say
+from kilopix.training.checkpoint import checkpoints
+from kilopix.web.models import ServedModel, share_encoders
+from kilopix.web.prompts import prompts_to_try
+from kilopix.web.worker import Closing, QueueFull, Ticket, Worker
+
+SHOWN = 6
+"""Pictures after each checkpoint."""
+_KEPT = 8
+_POINTS = 600
+_SMOOTHING = 40  # the mean runs over the lines about each point, one part in so many of the log
+_STILL_GOING = 120.0
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """Pictures after so many images seen."""
+
+    images_seen: int
+    pictures: list[Image.Image]
+
+
+class TrainingView:
+    """A run folder that is looked at again and again."""
+
+    def __init__(self, folder: Path, worker: Worker, like: ServedModel):
+        if not (folder / "recipe.json").is_file():
+            raise UserError(f"{folder}: no run there; give a folder that `kilopix train` writes.")
+        self.folder = folder
+        self.worker = worker
+        self.like = like
+        self.recipe: dict[str, Any] = read_json(folder / "recipe.json")["recipe"]
+        self.prompts = prompts_to_try(like.generator.recipe, SHOWN)
+        self.milestones: deque[Milestone] = deque(maxlen=_KEPT)
+        self._sampling: Ticket[Any] | None = None
+        self._seen: Path | None = None
+
+    def log(self) -> list[dict[str, Any]]:
+        """The whole lines of the log; one that is being written is left for the next look."""
+        path = self.folder / "log.jsonl"
+        if not path.is_file():
+            return []
+        lines = []
+        for text in path.read_text().splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and "images" in line and "loss" in line:
+                lines.append(line)
+        return lines
+
+    def age(self) -> float | None:
+        """Seconds since the log was last written to."""
+        path = self.folder / "log.jsonl"
+        return time.time() - path.stat().st_mtime if path.is_file() else None
+
+    def going(self) -> bool:
+        """Whether the run seems to be at work."""
+        age = self.age()
+        return age is not None and age < _STILL_GOING and not (self.folder / "model.safetensors").is_file()
+
+    def curve(self) -> list[dict[str, Any]]:
+        """Points of the loss and of its running mean, few enough to draw."""
+        log = self.log()
+        losses = [float(line["loss"]) for line in log]
+        step = max(1, len(log) // _POINTS)
+        reach = max(1, len(log) // (2 * _SMOOTHING))
+        points = []
+        for i in range(0, len(log), step):
+            near = min(reach, i, len(log) - 1 - i)  # as many before as after, so that the ends do not lean
+            part = losses[i - near : i + near + 1]
+            points.append({"images": log[i]["images"], "loss": losses[i], "line": "loss"})
+            points.append({"images": log[i]["images"], "loss": sum(part) / len(part), "line": "mean"})
+        return points
+
+    def look_for_pictures(self) -> None:
+        """Have pictures made with the newest checkpoint, if there is one that was not yet looked at."""
+        if self._sampling is not None and not self._sampling.future.done():
+            return
+        found = checkpoints(self.folder / "checkpoints")
+        if not found or found[-1] == self._seen:
+            return
+        newest = found[-1]
+        try:
+            self._sampling = self.worker.call(lambda: self._sample(newest))
+        except (QueueFull, Closing):
+            return  # visitors come first; the next look asks again
+        self._seen = newest
+
+    def _sample(self, checkpoint: Path) -> None:
+        """On the worker's thread: load the checkpoint, and make its pictures."""
+        try:
+            generator = Generator.from_pretrained(checkpoint, self.like.generator.device)
+        except UserError as error:
+            say(f"{checkpoint}: no pictures of it ({error})")  # it may be deleted for a newer one meanwhile
+            return
+        share_encoders(generator, self.like.generator)
+        model = ServedModel("newest", generator)
+        jobs = [(prompt, seed) for seed, prompt in enumerate(self.prompts)]
+        pictures = model.make(jobs, model.offer.sampling)
+        self.milestones.append(Milestone(generator.images_seen, pictures))

@@ -1,0 +1,115 @@
+"""The study's tables and claims, and a very small study from pictures to tables."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
+sys.path.insert(0, str(STUDY))
+
+import arms  # noqa: E402
+import tables  # noqa: E402
+
+from kilopix.evaluation.protocol import Card, Score, write_card  # noqa: E402
+from kilopix.types import UserError  # noqa: E402
+
+SHA = "0" * 64
+SMALL = [
+    *("world.classes=3", "world.images_per_class=16", "world.val_per_class=8", "training.images=32"),
+    *("sampling.steps=1", "evaluation.prompts_per_task=2", "evaluation.images_per_prompt=1"),
+    "evaluation.fidelity_images=16",
+]
+
+
+@pytest.fixture
+def study() -> arms.Study:
+    return arms.load_study(STUDY / "study.toml")
+
+
+def keep(kept: Path, arm: str, seed: int, value: float) -> None:
+    names = ("mean of six tasks", "single object", "two object", "KID")
+    card = Card(
+        checkpoint="m", resolution=64, images=4, evaluator="judge", evaluator_sha256=SHA, kilopix_version="0",
+        scores=tuple(Score(name=name, value=value, n=4) for name in names),
+    )  # fmt: skip
+    write_card(kept / arm / f"seed{seed}" / "card.json", card)
+
+
+def test_the_study_names_its_arms(study: arms.Study):
+    assert len(study.arms) >= 7
+    assert len(study.claims) >= 3
+    assert len(study.seeds) >= 3
+    assert {arm.augment for arm in study.arms.values()} == {"none", "cutmix", "crop"}
+    seen = {study.recipe(arm, 1).training.images for arm in study.arms.values()}
+    assert len(seen) == 1, "arms are compared after the same number of pictures"
+
+
+def test_a_claim_about_an_unknown_arm_is_refused(tmp_path: Path):
+    text = (STUDY / "study.toml").read_text().replace('better = "ta_cutmix"', 'better = "ta_cutmax"')
+    (tmp_path / "study.toml").write_text(text)
+    with pytest.raises(UserError, match="ta_cutmax"):
+        arms.load_study(tmp_path / "study.toml")
+
+
+@pytest.mark.parametrize("n", [2, 3, 5, 9])
+def test_intervals_are_students(n: int):
+    values = np.random.default_rng(n).normal(size=n)
+    found = tables.over_seeds(list(values))
+    low, high = stats.t.interval(0.95, n - 1, values.mean(), stats.sem(values))
+    assert (found.low, found.value, found.high) == pytest.approx((low, values.mean(), high), abs=2e-3)
+
+
+def test_one_seed_says_nothing_of_the_others():
+    found = tables.over_seeds([0.5])
+    assert math.isinf(found.low)
+    assert math.isinf(found.high)
+
+
+@pytest.mark.parametrize(
+    ("better", "base", "shown"),
+    [
+        ([0.5, 0.52, 0.51], [0.2, 0.21, 0.22], "confirmed"),
+        ([0.2, 0.21, 0.22], [0.5, 0.52, 0.51], "contradicted"),
+        ([0.5, 0.1, 0.3], [0.2, 0.3, 0.25], "not shown"),
+        ([0.5, 0.52], [0.2, 0.21], "open: fewer than three seeds"),
+    ],
+)
+def test_what_is_shown_of_a_claim(
+    study: arms.Study, tmp_path: Path, better: list[float], base: list[float], shown: str
+):
+    claim = study.claims[0]
+    for arm, values in ((claim.better, better), (claim.base, base)):
+        for seed, value in enumerate(values):
+            keep(tmp_path, arm, seed, value)
+    results = tables.read_results(study, tmp_path)
+    found = tables.difference(results, claim.better, claim.base, claim.score)
+    assert tables.verdict(claim, found) == shown
+    assert shown in tables.claims_table(results)
+    assert "KID" not in tables.score_names(results)
+
+
+def test_tables_go_between_their_markers():
+    page = "a\n<!-- scores -->\nold\n<!-- /scores -->\nb\n"
+    assert tables.fill(page, "scores", "new") == "a\n<!-- scores -->\nnew\n<!-- /scores -->\nb\n"
+    with pytest.raises(UserError, match="claims"):
+        tables.fill(page, "claims", "new")
+
+
+@pytest.mark.slow
+def test_a_very_small_study_runs_and_goes_on(tmp_path: Path):
+    kept = tmp_path / "kept"
+    command = [sys.executable, str(STUDY / "run.py"), str(tmp_path / "out"), "--kept", str(kept)]
+    command += ["--only", "ta_short", "ta_cutmix", "seed0", "--set", *SMALL]
+    subprocess.run(command, check=True, capture_output=True)
+    cards = sorted(path.parent.parent.name for path in kept.glob("*/seed0/card.json"))
+    assert cards == ["ta_cutmix", "ta_short"]
+    verdicts = json.loads((kept / "ta_cutmix" / "seed0" / "verdicts.json").read_text())
+    assert len(verdicts) == 6 * 2
+    again = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "2 were done, 0 done now" in again.stdout
