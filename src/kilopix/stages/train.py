@@ -25,7 +25,7 @@ from kilopix.graft import beginning
 from kilopix.network import build_network, flops_per_image
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
-from kilopix.training.checkpoint import newest_checkpoint, save_weights
+from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_weights
 from kilopix.training.logs import LOG, cut_log
 from kilopix.training.parallel import Processes, join_processes
 from kilopix.types import UserError
