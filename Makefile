@@ -35,6 +35,7 @@ bench: $(READY)  ## Measure speed, as ratios within one run.
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/evaluators.py
 	$(BIN)/python benchmarks/fidelity.py
+	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/generate.py
 
 docs: $(READY)  ## Build the documentation as a site: open site/index.html.

@@ -33,6 +33,7 @@ from kilopix.recipe import DataConfig, Recipe, TrainingConfig
 from kilopix.step import StepBatch
 from kilopix.training.checkpoint import set_skipped
 from kilopix.training.parallel import Processes, clip_gradients
+from kilopix.training.progress import Display
 from kilopix.training.stopping import Stop
 from kilopix.training.watchdog import Watchdog
 
@@ -88,13 +89,19 @@ def engine_steps(run: engine.Run, steps: int) -> list[float]:
     """Seconds of each step of the training loop, from its second on."""
     stop, ended = Stop(), [0.0]
 
-    def show(note: str) -> None:
-        ended.append(time.perf_counter())
-        stop.asked = len(ended) > steps
+    class Timed(Display):
+        """A display that is shown nowhere and notes when it is told of a step."""
 
+        def update(self, done: int, note: str) -> None:
+            super().update(done, note)
+            ended.append(time.perf_counter())
+            stop.asked = len(ended) > steps
+
+    run.watch = engine.watch_over(run)
     watchdog = Watchdog(run.recipe.training.watchdog, run.out)
     with watchdog.watching():
-        stretch = engine.Stretch(run, stop, watchdog, show)
+        display = Timed(run.recipe.training.images, 0, float("inf"))
+        stretch = engine.Stretch(run, stop, watchdog, display)
         stretch._save = lambda: None
         assert stretch.ended()
     return _each(ended[1:], ended[-1], run.processes.device)

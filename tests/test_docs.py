@@ -53,9 +53,11 @@ RUN = {"start.md", "generate.md"}
 """Pages whose commands are run, from top to bottom, in an empty folder."""
 
 PARSED_ONLY = {
+    "averages.md": "needs a run with stored averages; tests of its own make one",
     "clusters.md": "needs a cluster",
     "data.md": "needs ImageNet and the paper's encoders",
     "evaluation.md": "needs the evaluators' weights from the hub; each command has a test of its own",
+    "monitoring.md": "needs shards and a long run; tests of its own make short ones",
     "recipes.md": "needs ImageNet and GPUs; tests/test_recipes.py shrinks every recipe and runs it",
     "serve.md": "serves until it is stopped; tests/test_serve.py starts it",
     "training.md": "needs several GPUs or machines; tests/test_distributed.py trains on several processes",
@@ -74,6 +76,8 @@ NOT_KILOPIX = {
     "sbatch": "hands a job to Slurm",
     "vllm": "starts a server",
     "until": "waits for it",
+    "for": "goes through values, of which the first is parsed",
+    "done": "ends that",
     "runs=(dit_a": "a variable of a job script",
     "run=${runs[$SLURM_ARRAY_TASK_ID]}": "a variable of a job script",
     "python": "a benchmark, run by `make bench`",
@@ -112,8 +116,12 @@ def blocks(*languages: str, only: str = "") -> list[Block]:
 
 
 def lines(block: Block) -> Iterator[list[str]]:
-    joined = block.text.replace("\\\n", " ")
-    for line in joined.splitlines():
+    values: dict[str, str] = {}
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if loop := re.match(r"for (\w+) in (\S+)", line):
+            values[loop[1]] = loop[2].rstrip(";")
+        for name, value in values.items():
+            line = line.replace(f"${name}", value)
         words = shlex.split(line, comments=True)
         if words:
             yield words

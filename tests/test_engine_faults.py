@@ -139,7 +139,7 @@ def test_a_sample_with_infinite_latents_is_named_and_not_trained_on(
     off = ["objective.augment_probability=0"]
     assert job(tiny_demo, tmp_path / "run", *off, shards=folder).do()
     lines = skipped(tmp_path / "run")
-    assert len(lines) == 320 // 48 + (1 if 320 % 48 else 0) or len(lines) == 320 // 48
+    assert len(lines) in (320 // 48, 320 // 48 + 1), "once in every epoch"
     for line in lines:
         assert line["faults"] == [[name, "latents or text states are not finite"]]
         assert name in line["samples"]

@@ -276,3 +276,19 @@ def test_a_checkpoints_average_is_scored_while_training_goes_on(tiny_demo: Path,
     assert score_average(average, held_out, out, 6, 3, settings, only, tmp_path / "cache", "cpu") == card
     with pytest.raises(UserError, match="was made by another job"):
         score_average(average, held_out, out, 6, 4, settings, only, tmp_path / "cache", "cpu")
+
+
+def test_a_run_calls_the_scorer_with_its_recipes_settings(
+    tiny_demo: Path, weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from kilopix.checkpoint_scores import average_scorer
+    from kilopix.training.watching import ScoresConfig
+
+    monkeypatch.setenv("KILOPIX_CACHE", str(tmp_path / "cache"))
+    settings = (*weights, "fit_reference=true")
+    config = ScoresConfig(every=1, images=16, only=("clip", "clipscore"), settings=settings)
+    score = average_scorer(tiny_demo / "held_out.parquet", config, 0, "cpu")
+    found = score(tiny_demo / "run" / "model.safetensors", tmp_path / "out")
+    assert len(found) > 2
+    assert all(isinstance(value, float) for value in found.values())
+    assert (tmp_path / "out" / "scores" / "card.json").exists()

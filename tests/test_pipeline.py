@@ -97,10 +97,10 @@ def test_pictures_depend_on_prompt_and_seed_alone(tiny_demo: Path):
 
 
 def test_a_demo_that_is_stopped_in_training_goes_on(tmp_path: Path, monkeypatch, tiny_demo: Path):
-    from kilopix.stages import train
+    from kilopix import engine
 
     steps = 0
-    step = train._step
+    step = engine.take_step
 
     def stop_after_three(*arguments):
         nonlocal steps
@@ -109,7 +109,7 @@ def test_a_demo_that_is_stopped_in_training_goes_on(tmp_path: Path, monkeypatch,
             os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments)
 
-    monkeypatch.setattr(train, "_step", stop_after_three)
+    monkeypatch.setattr(engine, "take_step", stop_after_three)
     assert run_demo(tmp_path / "demo", "mini", TINY) is None
     assert not (tmp_path / "demo" / "scores").exists()
     assert not json.loads((tmp_path / "demo" / "times.json").read_text())["train"]["finished"]

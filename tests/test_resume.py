@@ -19,7 +19,7 @@ from kilopix.stages.train import run
 from kilopix.training.checkpoint import checkpoints, read_weights
 from tiny import TINY
 
-LONG = [*TINY, "training.images=3200", "training.checkpoint_every=64"]
+LONG = [*TINY, "training.images=3200", "training.checkpoint_every=160"]
 
 
 def command(demo: Path, out: Path) -> list[str]:
@@ -86,7 +86,7 @@ def test_killed_while_it_writes_a_checkpoint(tiny_demo: Path, uninterrupted: Pat
     done = subprocess.run(engine_worker.command([job]), capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert [f.name[0] for f in (out / "checkpoints").iterdir()].count(".") == 1, "it was not writing one"
-    assert [int(f.name) for f in checkpoints(out / "checkpoints")] == [64]
+    assert [int(f.name) for f in checkpoints(out / "checkpoints")] == [160]
     run(tiny_demo / "shards", out, load_recipe("mini", LONG), "cpu")
     assert_same(out, uninterrupted)
 
@@ -100,7 +100,7 @@ def test_killed_at_twenty_random_moments(tiny_demo: Path, uninterrupted: Path, t
         out = tmp_path / f"run{trial}"
         job = Job(str(tiny_demo / "shards"), str(out), "mini", LONG)
         if trial % 3 == 0:  # while it writes a checkpoint
-            job.killed_at_file = rng.randint(1, 60)
+            job.killed_at_file = rng.randint(1, 38)
         process = subprocess.Popen(
             engine_worker.command([job]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

@@ -5,17 +5,20 @@ and their scores. It reads files alone, so that training can call it between two
 that watches the checkpoints; a call that was stopped goes on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kilopix.data.manifest import read_manifest
 from kilopix.data.parts import check_same_job
 from kilopix.data.picture_sets import SAMPLES
 from kilopix.data.pictures import save_png
+from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card
 from kilopix.generator import Generator
 from kilopix.runtime import progress_bar, read_json, write_json
 from kilopix.stages.fidelity import run
+from kilopix.training.watching import ScoresConfig
+from kilopix.watch import ScoreAverage
 
 SAMPLED_AT_ONCE = 32
 
@@ -61,3 +64,17 @@ def score_average(
                 save_png(image, folder / file)
             bar.advance(task, len(batch))
     return run(folder, held_out, out / "scores", overrides, only, cache=cache, device=device)
+
+
+def average_scorer(held_out: Path, config: ScoresConfig, seed: int, device: str) -> ScoreAverage:
+    """What a run calls between two steps: it scores a file of averaged weights in a folder."""
+    if not read_manifest(held_out).rows:
+        raise UserError(f"{held_out}: no pictures in it to score against.")
+
+    def score(average: Path, folder: Path) -> Mapping[str, int | float]:
+        card = score_average(
+            average, held_out, folder, config.images, seed, config.settings, config.only, device=device
+        )
+        return {score.name: score.value for score in card.scores}
+
+    return score

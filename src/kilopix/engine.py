@@ -6,7 +6,7 @@ reads from top to bottom: `train`, `Stretch.ended`, `take_step`.
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,9 @@ from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
 from kilopix.network import Network, blocks_of, build_network, shards_of
 from kilopix.recipe import Recipe
-from kilopix.runtime import progress_bar, say
+from kilopix.runtime import say
 from kilopix.step import StepBatch, StepLoader, StepLoss, on_device, synthetic_batch
-from kilopix.training.averages import ExponentialAverage
+from kilopix.training.averages import Average, build_average
 from kilopix.training.checkpoint import (
     Progress,
     Trained,
@@ -37,10 +37,12 @@ from kilopix.training.guard import Guard, Outcome
 from kilopix.training.logs import LOG, SKIPPED, LogWindow, cut_log, note_skipped
 from kilopix.training.optim import build_optimizer, lr_factor, set_lr
 from kilopix.training.parallel import Processes, clip_gradients
+from kilopix.training.progress import Display, Meter, shown_progress
 from kilopix.training.speed import MOST_ON_CPU, fits_on_gpu, largest_that_fits, pick_precision, speed_up
 from kilopix.training.stopping import Stop, stop_on_signal
 from kilopix.training.watchdog import Watchdog
 from kilopix.types import UserError
+from kilopix.watch import ScoreAverage, Watch, open_watch
 
 CHECKPOINTS = "checkpoints"
 LATE = 1
@@ -57,7 +59,7 @@ class Run:
     header: dict[str, Any]
     processes: Processes
     network: Network
-    average: ExponentialAverage
+    average: Average
     loss: nn.Module
     optimizer: torch.optim.Optimizer
     guard: Guard
@@ -66,6 +68,7 @@ class Run:
     moved: int = 0
     seconds: float = 0.0
     log: dict[str, float] = field(default_factory=dict)
+    watch: Watch = field(init=False)
 
     @property
     def trained(self) -> Trained:
@@ -98,7 +101,7 @@ def start(
     if weights is not None:
         network.load_state_dict(weights)
     network = network.to(device).train()
-    average = ExponentialAverage(network, training.average)
+    average = build_average(network, training.average)
     precision = pick_precision(training.precision, processes.device_type)
     on_gpu = processes.device_type == "cuda"
     compiled = on_gpu if training.compile == "auto" else training.compile
@@ -164,17 +167,29 @@ def go_on_from(run: Run, checkpoint: Path) -> None:
     run.log = progress.log
 
 
-def train(run: Run) -> bool:
-    """Train to the end or to a signal; returns whether it came to the end."""
+def train(run: Run, validation: Path | None = None, score: ScoreAverage | None = None) -> bool:
+    """Train to the end or to a signal; returns whether it came to the end.
+
+    `validation` names shards of held-out pictures; `score` scores a file of averaged weights.
+    """
+    run.watch = watch_over(run, validation, score)
+    with closing(run.watch):
+        return _train(run)
+
+
+def watch_over(run: Run, validation: Path | None = None, score: ScoreAverage | None = None) -> Watch:
+    """All that is looked at while the run trains."""
+    precision = pick_precision(run.recipe.training.precision, run.processes.device_type)
+    facts = run.recipe, run.shards, run.out, run.header, run.processes
+    return open_watch(*facts, precision, run.images_seen, validation, score)
+
+
+def _train(run: Run) -> bool:
     training, processes = run.recipe.training, run.processes
     watchdog = Watchdog(training.watchdog, run.out / "processes", processes.rank, processes.count)
-    with stop_on_signal() as stop, progress_bar(disable=not processes.main) as bar, watchdog.watching():
-        task = bar.add_task("train", total=training.images, completed=run.images_seen, note="")
-
-        def show(note: str) -> None:
-            bar.update(task, completed=run.images_seen, note=note)
-
-        while not (stretch := Stretch(run, stop, watchdog, show)).ended():
+    shown = shown_progress(training.images, run.images_seen, quiet=not processes.main)
+    with stop_on_signal() as stop, shown as display, watchdog.watching():
+        while not (stretch := Stretch(run, stop, watchdog, display)).ended():
             assert stretch.back_to is not None
             _go_back(run, *stretch.back_to)
     return run.images_seen >= training.images
@@ -183,14 +198,14 @@ def train(run: Run) -> bool:
 class Stretch:
     """The loop, from one place of the data order on: until the end, a signal, or a return to a checkpoint."""
 
-    def __init__(self, run: Run, stop: Stop, watchdog: Watchdog, show: Callable[[str], None]) -> None:
+    def __init__(self, run: Run, stop: Stop, watchdog: Watchdog, display: Display) -> None:
         self.run = run
         self.stop = stop
         self.watchdog = watchdog
-        self.show = show
-        self.window = LogWindow(
-            run.out / LOG if run.processes.main else None, run.recipe.training.log_every, run.log
-        )
+        self.display = display
+        self.meter = Meter(run.watch.work)
+        log, every = run.out / LOG if run.processes.main else None, run.recipe.training.log_every
+        self.window = LogWindow(log, every, run.log, run.watch.work, run.watch.logged)
         self.back_to: tuple[Path, int] | None = None
         self._waiting: deque[Step] = deque()
         self._stopping = False
@@ -208,9 +223,12 @@ class Stretch:
                 before = run.images_seen
                 self._waiting.append(take_step(run, batch, self.stop.asked))
                 due = run.images_seen // training.checkpoint_every > before // training.checkpoint_every
-                self._settle(0 if due or run.images_seen >= training.images else LATE)
+                look = run.watch.due(before, run.images_seen)
+                self._settle(0 if due or look or run.images_seen >= training.images else LATE)
                 if self.back_to:
                     return False
+                if look:
+                    self._look(before)
                 if due:
                     self._save()
             self._settle(0)
@@ -238,12 +256,22 @@ class Stretch:
             count = step.batch.count
             if self.window.add(step.images_seen, loss, norm, outcome.taken, count, seconds):
                 self.window.flush(step.images_seen, step.lr, self.run.seconds)
-            self.show(self.window.note)
+            self.meter.add(count, seconds)
+            left = self.run.recipe.training.images - step.images_seen
+            self.display.update(step.images_seen, self.meter.note(self.window.loss, self.run.seconds, left))
             if not outcome.taken:
                 _name_samples(self.run, step.batch, step.images_seen, outcome)
             action = self.run.guard.count(outcome.taken)
             if action != "go on":
                 self.back_to = _place_to_go_back_to(self.run, step, action == "give up", outcome)
+
+    def _look(self, before: int) -> None:
+        """Validate, sample, score, store: what is due; the time for it is not training's."""
+        run, started = self.run, time.perf_counter()
+        self.watchdog.aside("validating, sampling or scoring")
+        with self.display.paused():
+            run.watch.step(run.network, run.average, before, run.images_seen)
+        self._since += time.perf_counter() - started
 
     def _save(self) -> None:
         run, training = self.run, self.run.recipe.training
@@ -349,4 +377,5 @@ def _go_back(run: Run, checkpoint: Path, position: int) -> None:
     run.moved = position - run.images_seen
     if run.processes.main:
         cut_log(run.out / LOG, run.images_seen)
+        run.watch.go_back(run.images_seen)
         say(f"{run.out}: back to {run.images_seen:,} images; the data go on from image {position:,}.")

@@ -27,13 +27,14 @@ from kilopix.pretrained.autoencoder import (
 )
 from kilopix.pretrained.patch_codec import PatchCodecConfig
 from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
-from kilopix.training.averages import AverageConfig
+from kilopix.training.averages import AverageConfig, ExponentialConfig
 from kilopix.training.guard import GuardConfig
 from kilopix.training.muon import AdamWConfig
 from kilopix.training.optim import OptimizerConfig, ScheduleConfig
 from kilopix.training.parallel import Style
 from kilopix.training.speed import Precision
 from kilopix.training.watchdog import WatchdogConfig
+from kilopix.training.watching import PreviewConfig, ScoresConfig, TrackerName, ValidationConfig
 from kilopix.types import UserError
 
 SD_DOWNSAMPLING = 8
@@ -86,7 +87,7 @@ class TrainingConfig(Config):
     parallel: Style = Field(default="ddp", description="fsdp shards weights and states over devices")
     clip_norm: float = Field(default=1.0, gt=0)
     schedule: ScheduleConfig = ScheduleConfig()
-    average: AverageConfig = AverageConfig()
+    average: AverageConfig = ExponentialConfig()
     checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
     start_from: str = Field(default="", description="run, or weights, to begin from; none if empty")
     keep_checkpoints: int = Field(default=2, ge=1, description="the newest that are kept")
@@ -95,6 +96,7 @@ class TrainingConfig(Config):
     guard: GuardConfig = GuardConfig()
     watchdog: WatchdogConfig = WatchdogConfig()
     log_every: int = Field(default=1_000, ge=1, description="images between lines of the log")
+    track: tuple[TrackerName, ...] = Field(default=(), description="where else the log goes")
 
 
 class EvaluationConfig(Config):
@@ -118,6 +120,9 @@ class Recipe(Config):
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = AdamWConfig()
     training: TrainingConfig = TrainingConfig()
+    validation: ValidationConfig = ValidationConfig()
+    preview: PreviewConfig = PreviewConfig()
+    scores: ScoresConfig = ScoresConfig()
     sampling: SamplingConfig = SamplingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -1,4 +1,4 @@
-"""All of a run on one page: pictures, training curve, scores, augmentation, recipe and times.
+"""All of a run on one page: pictures, curves, scores, sheets over time, augmentation, recipe and times.
 
 In: a run folder, and the folders of its scores, samples and augmented pictures, each if there. Out: one
 HTML file that needs no other file and no network.
@@ -7,7 +7,6 @@ HTML file that needs no other file and no network.
 import base64
 import io
 import json
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
@@ -16,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from kilopix.curves import score_curves, training_curve, validation_curves
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Row, read_manifest
 from kilopix.errors import UserError
@@ -23,7 +23,7 @@ from kilopix.evaluation.protocol import Card, read_card
 from kilopix.runtime import atomic_path, read_json, say
 
 PER_TASK = 6
-LONGEST_CURVE = 2000
+SHEETS, SHEET_WIDTH = 6, 720
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,10 @@ def run(
     page = _template().render(
         recipe=json.dumps(header["recipe"], indent=1),
         settings=_settings(header["recipe"], log[-1]["images"] if log else 0),
-        curve=curve(log) if len(log) > 1 else "",
+        curve=training_curve(log) if len(log) > 1 else "",
+        validation=validation_curves(read_log(run_folder / "validation.jsonl")),
+        scored=score_curves(read_log(run_folder / "scores.jsonl")),
+        sheets=_sheets(run_folder / "previews"),
         last=log[-1] if log else None,
         groups=_sample_groups(samples) if samples else [],
         card=read_card(scores / "card.json") if scores else None,
@@ -81,32 +84,6 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: a line is not JSON ({error}); train again to mend it.") from None
-
-
-def curve(log: list[dict[str, Any]]) -> str:
-    """The training curve as SVG: loss, its running mean, and the learning rate against images seen."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import FuncFormatter
-
-    step = max(1, len(log) // LONGEST_CURVE)
-    images = [line["images"] for line in log][::step]
-    losses = [line["loss"] for line in log][::step]
-    with plt.rc_context({"font.size": 10, "svg.fonttype": "none", "font.family": "sans-serif"}):
-        figure, axis = plt.subplots(figsize=(8, 3.2), layout="constrained")
-        axis.plot(images, losses, color="#4c6ef5", linewidth=1.8)
-        axis.fill_between(images, losses, min(losses), color="#4c6ef5", alpha=0.08)
-        axis.set(xlabel="images seen", ylabel="loss")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        plt.close(figure)
-    text = buffer.getvalue()
-    return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
 
 
 def _settings(recipe: dict[str, Any], seen: int) -> list[tuple[str, str]]:
@@ -181,6 +158,20 @@ def _some_of_both(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _found(line: dict[str, Any]) -> str:
     names = [" ".join(filter(None, (d["color"], d["name"]))) for d in line["found"]]
     return f"{line['prompt']}. Seen: {', '.join(names) or 'nothing'}."
+
+
+def _sheets(folder: Path) -> list[Figure]:
+    """Some of the sheets that training made, from the first to the last."""
+    files = sorted(folder.glob("[0-9]*.png"))
+    count = min(SHEETS, len(files))
+    chosen = [files[round(i * (len(files) - 1) / max(count - 1, 1))] for i in range(count)]
+    figures = []
+    for file in chosen:
+        sheet = _open(file)
+        if sheet.width > SHEET_WIDTH:
+            sheet = sheet.resize((SHEET_WIDTH, round(sheet.height * SHEET_WIDTH / sheet.width)))
+        figures.append(Figure(_uri(sheet), f"after {int(file.stem):,} pictures"))
+    return figures
 
 
 def _pastes(manifest_path: Path) -> list[Figure]:

@@ -29,8 +29,9 @@ from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_wei
 from kilopix.training.logs import LOG, cut_log
 from kilopix.training.parallel import Processes, join_processes
 from kilopix.types import UserError
+from kilopix.watch import ScoreAverage
 
-AFTER_TRAINING = ("sampling", "evaluation")
+AFTER_TRAINING = ("sampling", "evaluation", "validation", "preview", "scores")
 """Sections of a recipe that training does not depend on, so that they may change under a run."""
 HOW = {
     "micro_batch",
@@ -44,22 +45,38 @@ HOW = {
     "guard",
     "watchdog",
     "log_every",
+    "track",
 }
 """Settings of `training` that say how a run is computed and watched, not what it learns."""
 MODEL, RECIPE = "model.safetensors", "recipe.json"
 
 
-def run(shards_folder: Path, out: Path, recipe: Recipe, device: str = "auto") -> bool:
+def run(
+    shards_folder: Path,
+    out: Path,
+    recipe: Recipe,
+    device: str = "auto",
+    validation: Path | None = None,
+    score: ScoreAverage | None = None,
+) -> bool:
     """Train; the same command again goes on from the newest checkpoint, or says that it is done.
 
+    `validation` names shards of held-out pictures; `score` scores a file of averaged weights.
     Returns whether training is finished; False after a signal that asked it to stop.
     """
     training = recipe.training
     with join_processes(device, training.parallel, training.watchdog.timeout_minutes) as processes:
-        return _run(shards_folder, out, recipe, processes)
+        return _run(shards_folder, out, recipe, processes, validation, score)
 
 
-def _run(shards_folder: Path, out: Path, recipe: Recipe, processes: Processes) -> bool:
+def _run(
+    shards_folder: Path,
+    out: Path,
+    recipe: Recipe,
+    processes: Processes,
+    validation: Path | None,
+    score: ScoreAverage | None,
+) -> bool:
     if shards_folder.resolve() == out.resolve():
         raise UserError(f"{out}: holds the shards; choose another folder for the run.")
     shards = Shards(shards_folder)
@@ -88,7 +105,7 @@ def _run(shards_folder: Path, out: Path, recipe: Recipe, processes: Processes) -
             say(f"{out}: going on from {state.images_seen:,} images.")
     if processes.main:
         cut_log(out / LOG, state.images_seen)
-    finished = train(state)
+    finished = train(state, validation, score)
     if finished:
         ended = {**header, "images_seen": state.images_seen}
         save_weights(out / MODEL, state.average.network, ended, processes.main)
@@ -128,7 +145,7 @@ def _open_run(shards_folder: Path, out: Path, header: dict[str, Any]) -> bool:
             )
     else:
         write_json(record, header)
-    if (shards_folder / CODEC).exists():
+    if (shards_folder / CODEC).exists() and not (out / CODEC).exists():
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(shards_folder / CODEC, temporary)
     return (out / MODEL).exists()

@@ -1,14 +1,15 @@
-"""The log of a run: one JSON line for every stretch of images, and one for every batch left out.
+"""The log of a run: one JSON line for every stretch of images, one for every batch left out, and others.
 
 In: what each step gave, in the order of steps. Out: `log.jsonl` and `skipped.jsonl`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from kilopix.runtime import atomic_path
+from kilopix.training.progress import Work
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
 _SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
@@ -17,11 +18,19 @@ _SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "s
 class LogWindow:
     """Means over the last stretch of images, written as one JSON line when the stretch is full."""
 
-    def __init__(self, path: Path | None, every: int, begun: Mapping[str, float]):
+    def __init__(
+        self,
+        path: Path | None,
+        every: int,
+        begun: Mapping[str, float],
+        work: Work | None = None,
+        on_line: Callable[[Mapping[str, int | float]], None] | None = None,
+    ):
         self.path = path
         self.every = every
+        self._work = work
+        self._on_line = on_line
         self._sums = {name: begun.get(name, 0.0) for name in _SUMS}
-        self.note = ""
 
     def add(
         self, images_seen: int, loss: float, norm: float, taken: bool, images: int, seconds: float
@@ -38,11 +47,12 @@ class LogWindow:
             sums["steps"] += 1
         else:
             sums["left_out"] += 1
-        full = images_seen // self.every > (images_seen - images) // self.every
-        if full or not self.note:
-            mean, rate = sums["loss"] / max(1, sums["taken"]), sums["images"] / max(sums["seconds"], 1e-9)
-            self.note = f"loss {mean:.4f}  {rate:.1f} images/s"
-        return full
+        return images_seen // self.every > (images_seen - images) // self.every
+
+    @property
+    def loss(self) -> float:
+        """The mean so far."""
+        return self._sums["loss"] / max(1, self._sums["taken"])
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps of the stretch that is not full."""
@@ -55,7 +65,7 @@ class LogWindow:
             return
         line: dict[str, Any] = {
             "images": images_seen,
-            "loss": sums["loss"] / max(1, sums["taken"]),
+            "loss": self.loss,
             "grad_norm": sums["norm"] / max(1, sums["steps"]),
             "grad_norm_most": sums["most"],
             "lr": lr,
@@ -64,10 +74,22 @@ class LogWindow:
         }
         if sums["left_out"]:
             line["left_out"] = int(sums["left_out"])
+        if self._work is not None:
+            line["device_hours"] = self._work.device_hours(seconds)
+            utilisation = self._work.utilisation(line["images_per_second"])
+            if utilisation is not None:
+                line["model_flop_utilisation"] = utilisation
         if self.path is not None:
-            with open(self.path, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.path, line)
+            if self._on_line is not None:
+                self._on_line(line)
         self._sums = dict.fromkeys(_SUMS, 0.0)
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Add one line of JSON to a file."""
+    with open(path, "a") as file:
+        file.write(json.dumps(values) + "\n")
 
 
 def cut_log(path: Path, images_seen: int) -> None:

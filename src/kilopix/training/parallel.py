@@ -94,6 +94,8 @@ class Processes:
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import FSDPModule, fully_shard
 
+            # Keys and values leave their layers as views, which nothing here changes in place.
+            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
             mesh = init_device_mesh(self.device_type, (self.count,))
             for group in parts:
                 fully_shard(group[0] if len(group) == 1 else group, mesh=mesh)

@@ -57,6 +57,11 @@ class Watchdog:
             self._times.append(now - self._step_since)
         self._step, self._step_since = number, now
 
+    def aside(self, phase: str) -> None:
+        """What takes as long as it takes begins, such as scoring; it counts as no step."""
+        self.enter(phase)
+        self._step_since = None
+
     @property
     def limit(self) -> float:
         """Seconds after which a step is slow."""

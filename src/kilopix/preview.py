@@ -1,0 +1,153 @@
+"""Sheets of pictures while training goes on: the same prompts, the same seeds, the average of the moment.
+
+In: a network, and what it was trained on. Out: `RUN/previews/000000012345.png`. The prompts are encoded once,
+before training begins, and their states kept beside the sheets, so that a large text encoder does not stay in
+memory.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kilopix.data.pictures import grid, save_png
+from kilopix.diffusion.sampling import SamplingConfig, sample
+from kilopix.network import Network, sampling_predictor
+from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
+from kilopix.pretrained.text_encoder import load_text_encoder
+from kilopix.recipe import Recipe
+from kilopix.runtime import atomic_path, torch_generator
+from kilopix.training.watching import PreviewConfig
+from kilopix.types import LatentStatistics, TextStates, UserError
+from kilopix.validation import evaluating
+
+FOLDER = "previews"
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Preview:
+    """All that a sheet needs but the network; `text` holds one state for every prompt, `without` for none."""
+
+    config: PreviewConfig
+    recipe: Recipe
+    text: TextStates
+    without: TextStates
+    autoencoder: Autoencoder
+    whitening: LatentStatistics | None
+    latent_shape: tuple[int, int, int]
+    device: str
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The recipe's sampling with the preview's steps and guidance."""
+        sampling, config = self.recipe.sampling, self.config
+        scale = sampling.guidance.scale if config.guidance is None else config.guidance
+        guidance = sampling.guidance.model_copy(update={"scale": scale})
+        return sampling.model_copy(update={"steps": config.steps, "guidance": guidance})
+
+    def write(self, network: Network, folder: Path, images_seen: int) -> Path:
+        """Sample every prompt with every seed, and write the sheet."""
+        jobs = [(i, seed) for i in range(len(self.config.prompts)) for seed in range(self.config.seeds)]
+        images: list[Image.Image] = []
+        with evaluating(network):
+            for start in range(0, len(jobs), BATCH):
+                images += self._pictures(network, jobs[start : start + BATCH])
+        path = folder / f"{images_seen:012d}.png"
+        save_png(grid(images, self.config.prompts, self.config.seeds), path)
+        return path
+
+    @torch.no_grad()
+    def _pictures(self, network: Network, jobs: Sequence[tuple[int, int]]) -> list[Image.Image]:
+        rows = torch.tensor([i for i, _ in jobs])
+        text = TextStates(self.text.states[rows], self.text.mask[rows]).to(self.device)
+        generators = {
+            purpose: [torch_generator(purpose, seed) for _, seed in jobs]
+            for purpose in ("noise", "step noise")
+        }
+
+        def drawn(purpose: str) -> Tensor:
+            noise = [torch.randn(self.latent_shape, generator=g) for g in generators[purpose]]
+            return torch.stack(noise).to(self.device)
+
+        objective, sampling = self.recipe.objective, self.sampling
+        predict = sampling_predictor(
+            network, objective.path, objective.prediction, text, self.without.to(self.device), sampling
+        )
+        latents = sample(
+            predict,
+            drawn("noise"),
+            sampling,
+            objective.path,
+            objective.prediction,
+            lambda: drawn("step noise"),
+        )
+        if self.whitening:
+            latents = self.whitening.restore(latents)
+        pixels = ((self.autoencoder.decode(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def open_preview(
+    recipe: Recipe,
+    shards_folder: Path,
+    run_folder: Path,
+    header: dict[str, Any],
+    whitening: LatentStatistics | None,
+    latent_shape: tuple[int, int, int],
+    device: str,
+) -> Preview | None:
+    """What previews need, or None where the recipe asks for none."""
+    config = recipe.preview
+    if not config.every:
+        return None
+    if not config.prompts:
+        raise UserError("preview.prompts is empty; name some prompts, or set preview.every=0.")
+    texts = _texts(recipe, run_folder / FOLDER, str(header["text_fingerprint"]), device)
+    autoencoder = load_autoencoder(recipe.autoencoder, shards_folder, device)
+    if autoencoder.fingerprint != header["autoencoder_fingerprint"]:
+        raise UserError(
+            f"preview: the autoencoder {autoencoder.fingerprint} is here, but the shards were made with "
+            f"{header['autoencoder_fingerprint']}; set preview.every=0 to train without previews."
+        )
+    return Preview(config, recipe, *texts, autoencoder, whitening, latent_shape, device)
+
+
+def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple[TextStates, TextStates]:
+    """States of the prompts and of the negative prompt, from the file of an earlier call if it fits."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    path = folder / "prompts.safetensors"
+    texts = [*recipe.preview.prompts, recipe.sampling.negative_prompt]
+    wanted = {"texts": json.dumps(texts), "text_fingerprint": fingerprint}
+    if path.exists():
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() == wanted:
+                return _split(TextStates(file.get_tensor("states"), file.get_tensor("mask")))
+    encoder = load_text_encoder(recipe.text, device)
+    if encoder.fingerprint != fingerprint:
+        raise UserError(
+            f"preview: the text encoder {encoder.fingerprint} is here, but the shards were made with "
+            f"{fingerprint}; set preview.every=0 to train without previews."
+        )
+    states = encoder.encode(texts)
+    states = TextStates(states.states.float().cpu().contiguous(), states.mask.cpu().contiguous())
+    with atomic_path(path) as temporary:
+        save_file({"states": states.states, "mask": states.mask}, temporary, wanted)
+    return _split(states)
+
+
+def _split(states: TextStates) -> tuple[TextStates, TextStates]:
+    """The prompts, and the last one, without the padding that none of them needs."""
+
+    def cut(rows: slice) -> TextStates:
+        length = int(states.mask[rows].sum(1).max())
+        return TextStates(states.states[rows, :length], states.mask[rows, :length])
+
+    return cut(slice(-1)), cut(slice(-1, None))
