@@ -23,10 +23,10 @@ from kilopix.hardware import peak_flops
 from kilopix.models.dit import DiT
 from kilopix.models.rin import RIN
 from kilopix.network import Network, build_network, training_flops_per_image
-from kilopix.preview import FOLDER as PREVIEWS
-from kilopix.preview import Preview, open_preview
 from kilopix.recipe import Recipe
 from kilopix.runtime import say
+from kilopix.sheets import FOLDER as PREVIEWS
+from kilopix.sheets import Preview, open_preview
 from kilopix.training.averages import Average, PowerAverages
 from kilopix.training.checkpoint import AVERAGE, save_weights
 from kilopix.training.logs import append_line, cut_log
