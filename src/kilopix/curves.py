@@ -18,10 +18,13 @@ NAMES = {"held_out": "held-out pictures", "training": "training pictures"}
 
 
 def training_curve(log: Sequence[Mapping[str, Any]]) -> str:
-    """Loss against images seen."""
-    step = max(1, len(log) // LONGEST)
-    images = [line["images"] for line in log][::step]
-    losses = [line["loss"] for line in log][::step]
+    """Loss against images seen; empty where fewer than two stretches have one."""
+    taken = [line for line in log if line["loss"] is not None]
+    if len(taken) < 2:
+        return ""
+    step = max(1, len(taken) // LONGEST)
+    images = [line["images"] for line in taken][::step]
+    losses = [line["loss"] for line in taken][::step]
     with _figure(1, 1, 3.2) as (figure, axes):
         axis = axes[0]
         axis.plot(images, losses, color=COLORS["training"], linewidth=1.8)

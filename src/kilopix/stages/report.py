@@ -49,7 +49,7 @@ def run(
     page = _template().render(
         recipe=json.dumps(header["recipe"], indent=1),
         settings=_settings(header["recipe"], log[-1]["images"] if log else 0),
-        curve=training_curve(log) if len(log) > 1 else "",
+        curve=training_curve(log),
         validation=validation_curves(read_log(run_folder / "validation.jsonl")),
         scored=score_curves(read_log(run_folder / "scores.jsonl")),
         sheets=_sheets(run_folder / "previews"),

@@ -31,6 +31,7 @@ class LogWindow:
         self._work = work
         self._on_line = on_line
         self._sums = {name: begun.get(name, 0.0) for name in _SUMS}
+        self._last: float | None = None
 
     def add(
         self, images_seen: int, loss: float, norm: float, taken: bool, images: int, seconds: float
@@ -50,9 +51,13 @@ class LogWindow:
         return images_seen // self.every > (images_seen - images) // self.every
 
     @property
-    def loss(self) -> float:
-        """The mean so far."""
-        return self._sums["loss"] / max(1, self._sums["taken"])
+    def loss(self) -> float | None:
+        """The mean so far, or that of the last stretch; None before any step was taken."""
+        return self._mean if self._sums["taken"] else self._last
+
+    @property
+    def _mean(self) -> float | None:
+        return self._sums["loss"] / self._sums["taken"] if self._sums["taken"] else None
 
     def state(self) -> dict[str, float]:
         """What a checkpoint keeps of the stretch that is not full."""
@@ -65,8 +70,8 @@ class LogWindow:
             return
         line: dict[str, Any] = {
             "images": images_seen,
-            "loss": self.loss,
-            "grad_norm": sums["norm"] / max(1, sums["steps"]),
+            "loss": self._mean,  # null where every batch was left out
+            "grad_norm": sums["norm"] / sums["steps"] if sums["steps"] else None,
             "grad_norm_most": sums["most"],
             "lr": lr,
             "images_per_second": sums["images"] / max(sums["seconds"], 1e-9),
@@ -82,7 +87,8 @@ class LogWindow:
         if self.path is not None:
             append_line(self.path, line)
             if self._on_line is not None:
-                self._on_line(line)
+                self._on_line({name: value for name, value in line.items() if value is not None})
+        self._last = self.loss
         self._sums = dict.fromkeys(_SUMS, 0.0)
 
 

@@ -54,10 +54,11 @@ class Meter:
         seconds = sum(s for _, s in self.steps)
         return sum(n for n, _ in self.steps) / seconds if seconds else 0.0
 
-    def note(self, loss: float, seconds: float, images_left: int) -> str:
+    def note(self, loss: float | None, seconds: float, images_left: int) -> str:
         """The text beside the bar."""
         rate = self.images_per_second
-        parts = [f"loss {loss:.4f}", f"{rate:.1f} images/s"]
+        parts = [] if loss is None else [f"loss {loss:.4f}"]
+        parts.append(f"{rate:.1f} images/s")
         if (share := self.work.utilisation(rate)) is not None:
             parts.append(f"MFU {share:.1%}")
         used = self.work.device_hours(seconds)

@@ -79,7 +79,7 @@ class TrainingView:
 
     def curve(self) -> list[dict[str, Any]]:
         """Points of the loss and of its running mean, few enough to draw."""
-        log = self.log()
+        log = [line for line in self.log() if line["loss"] is not None]
         losses = [float(line["loss"]) for line in log]
         step = max(1, len(log) // _POINTS)
         reach = max(1, len(log) // (2 * _SMOOTHING))
