@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 
-from data_engine import write_shards
 from kilopix import engine
 from kilopix.data.shards import Shards
 from kilopix.models.dit import DIT_SIZES, DiTConfig
@@ -36,8 +35,10 @@ from kilopix.training.parallel import Processes, clip_gradients
 from kilopix.training.progress import Display
 from kilopix.training.stopping import Stop
 from kilopix.training.watchdog import Watchdog
+from loading import write_shards
 
-WIDTH, TOKENS, SAMPLES = 2048, (40, 128), 128
+# Few samples, read again and again: mapped pages of the shards count as memory of the process.
+WIDTH, TOKENS, SAMPLES = 2048, (40, 128), 16
 SMALL = {
     "dit": DiTConfig(width=256, depth=6, heads=4, patch=2),
     "cad": RINConfig(latents=64, latent_width=256, token_width=128, compute_heads=4, read_write_heads=4),
