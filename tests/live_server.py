@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import httpx
 import torch
 import uvicorn
 from safetensors.torch import save_file
@@ -17,6 +19,8 @@ from kilopix.stages.serve import address, listen, prepare
 from kilopix.training.checkpoint import read_weights
 from kilopix.web.requests import Limits
 from kilopix.web.worker import Worker
+
+JOBS = "/v1/images/generations"
 
 
 @dataclass(frozen=True)
@@ -81,3 +85,8 @@ def hold(worker: Worker) -> threading.Event:
     worker.call(lambda: go.wait(60))
     wait_until(lambda: worker.running)
     return go
+
+
+def post(client: httpx.Client, **fields: Any) -> httpx.Response:
+    """Ask for pictures."""
+    return client.post(JOBS, json=fields)
