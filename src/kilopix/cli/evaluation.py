@@ -5,7 +5,17 @@ from typing import Annotated, Literal
 
 import typer
 
-from kilopix.cli.options import Device, Guidance, NegativePrompt, Preset, SamplerName, Seed, Steps, example
+from kilopix.cli.options import (
+    Device,
+    Guidance,
+    ModelName,
+    NegativePrompt,
+    Preset,
+    SamplerName,
+    Seed,
+    Steps,
+    example,
+)
 from kilopix.errors import UserError
 
 app = typer.Typer()
@@ -39,7 +49,7 @@ Out = typer.Option("--out", "-o", help="Folder to write into.")
 @app.command("sample-benchmark", epilog=example("kilopix sample-benchmark geneval run pictures"))
 def sample_benchmark(
     benchmark: Annotated[Literal["geneval", "dpg"], typer.Argument(help="Whose prompts.")],
-    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
+    model: ModelName,
     out: Annotated[Path, typer.Argument(help="Folder to write the pictures into.")],
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures per prompt.")] = 4,
     lengthened: Annotated[
@@ -246,7 +256,7 @@ def convert(
 
 @app.command(epilog=example("kilopix evaluate run val.parquet --out scores"))
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a .safetensors file.")],
+    model: ModelName,
     held_out: Annotated[
         Path, typer.Argument(help="Manifest of held-out pictures (`kilopix caption world/val ...`).")
     ],

@@ -18,6 +18,13 @@ EngineName = Annotated[
 PartRows = Annotated[int, typer.Option(min=1, help="Pictures in a part: what an interruption loses at most.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 ManifestPath = Annotated[Path, typer.Argument(help="Manifest (.parquet) that `kilopix caption` wrote.")]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run folder, a checkpoint, a .safetensors file, a model of the Hugging Face hub, or `mini`.",
+    ),
+]
 Steps = Annotated[
     int | None, typer.Option(min=1, max=1000, help="Sampling steps; the recipe's if not given.")
 ]

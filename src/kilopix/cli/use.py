@@ -6,18 +6,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from kilopix.cli.options import Device, Guidance, NegativePrompt, Preset, SamplerName, Seed, Steps, example
+from kilopix.cli.options import (
+    Device,
+    Guidance,
+    ModelName,
+    NegativePrompt,
+    Preset,
+    SamplerName,
+    Seed,
+    Steps,
+    example,
+)
 from kilopix.errors import UserError
 
 app = typer.Typer()
-
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run folder, a checkpoint, a .safetensors file, a model of the Hugging Face hub, or `mini`.",
-    ),
-]
 
 
 @app.command(epilog=example("kilopix sample mini 'a {red|blue} {car|cup}' --guidance 1,3,5"))

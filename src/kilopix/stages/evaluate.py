@@ -50,7 +50,7 @@ class Job:
 
 
 def run(
-    model: Path,
+    model: Path | str,
     held_out: Path,
     out: Path,
     seed: int = 0,

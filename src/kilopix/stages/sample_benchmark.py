@@ -35,7 +35,7 @@ class _Asked:
 
 def run(
     benchmark: Benchmark,
-    model: Path,
+    model: Path | str,
     out: Path,
     per_prompt: int = 4,
     seed: int = 0,
