@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from kilopix.data.checked_batches import readable
 from kilopix.data.loader import Batch, collate
 from kilopix.data.shards import INDEX, Shards
 from kilopix.diffusion.objective import ObjectiveConfig, loss_per_sample
@@ -37,9 +38,8 @@ class FixedSet:
 
     @classmethod
     def of(cls, shards: Shards, count: int, whitening: LatentStatistics | None) -> "FixedSet":
-        """At most `count` samples."""
-        count = min(count, len(shards))
-        return cls(shards, [i * len(shards) // count for i in range(count)], whitening)
+        """At most `count` samples, of those that can be read."""
+        return cls(shards, readable(shards, count), whitening)
 
     def batch(self, numbers: list[int]) -> Batch:
         """The plain pictures with these numbers, with their long captions."""

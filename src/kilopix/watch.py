@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kilopix.data.checked_batches import mean_text_tokens
 from kilopix.data.shards import Shards
 from kilopix.hardware import peak_flops
 from kilopix.models.dit import DiT
@@ -205,9 +206,7 @@ def _summed(sums: Tensor, processes: Processes) -> Tensor:
 
 def training_work(recipe: Recipe, shards: Shards, precision: torch.dtype, processes: Processes) -> Work:
     """What an image costs with texts as long as the shards' are, and what the devices can do."""
-    count = min(len(shards), TEXTS_LOOKED_AT)
-    lengths = [len(shards.plain(i * len(shards) // count).text) for i in range(count)]
-    index, tokens = shards.index, round(sum(lengths) / count)
+    index, tokens = shards.index, mean_text_tokens(shards, TEXTS_LOOKED_AT)
     flops = training_flops_per_image(recipe, index.latent_shape[0], index.text_width, tokens)
     peak = peak_flops(processes.device, "bfloat16" if precision == torch.bfloat16 else "float32")
     return Work(flops, processes.count, peak)

@@ -101,6 +101,32 @@ def _empty(shards: Shards, path: str) -> Sample:
     return Sample(path, np.zeros(index.latent_shape, np.float16), None, text, (0.0, 0.0, 1.0, 1.0))
 
 
+def readable(shards: Shards, count: int) -> list[int]:
+    """At most `count` numbers of plain samples, spread evenly over the shards, of those that can be read.
+
+    Raises `UserError` if none of them can.
+    """
+    count = min(count, len(shards))
+    numbers = [i * len(shards) // count for i in range(count)]
+    good = [i for i in numbers if _can_be_read(shards, i)]
+    if not good:
+        raise UserError(f"{shards.folder}: none of {count} samples can be read; `kilopix verify` says more.")
+    return good
+
+
+def _can_be_read(shards: Shards, i: int) -> bool:
+    try:
+        return _is_finite(_collated(shards, [shards.plain(i)], torch.float32))
+    except READ_ERRORS:
+        return False
+
+
+def mean_text_tokens(shards: Shards, count: int) -> int:
+    """The mean length of the texts of at most `count` samples, in tokens."""
+    lengths = [len(shards.plain(i).text) for i in readable(shards, count)]
+    return round(sum(lengths) / len(lengths))
+
+
 def check_hashes(folder: Path, files: dict[str, str]) -> None:
     """Read files whole, and raise a `UserError` that names those that are not what they were."""
     damaged = [name for name, digest in files.items() if sha256_of_file(folder / name) != digest]

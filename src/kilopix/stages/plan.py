@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kilopix.budget import IMAGENET, Budget, Encoded, Memory, Speed, measured_speed
+from kilopix.data.checked_batches import mean_text_tokens
 from kilopix.data.shards import Shards
 from kilopix.hardware import Device, Precision, device_named, this_device
 from kilopix.recipe import Recipe, check_shards
@@ -91,9 +92,7 @@ def _data(recipe: Recipe, question: Question) -> tuple[int, Encoded, str]:
     shards = Shards(question.shards)
     index = shards.index
     check_shards(recipe, question.shards, index.text_encoder, index.autoencoder, index.image_size)
-    count = min(len(shards), _SAMPLES)
-    lengths = [len(shards.plain(i * len(shards) // count).text) for i in range(count)]
-    tokens = question.tokens or round(sum(lengths) / count)
+    tokens = question.tokens or mean_text_tokens(shards, _SAMPLES)
     encoded = Encoded(index.latent_shape[0], index.text_width, tokens)
     return question.images or index.plain, encoded, f"measured in {question.shards}"
 
