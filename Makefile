@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo test test-slow check fix bench docs figures wheel clean
+.PHONY: help demo test test-slow check fix bench study docs figures wheel clean
 
 help:  ## Show these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ figures: $(READY)  ## Draw the figures of the documentation anew.
 
 wheel: $(READY)  ## Build the package into dist/.
 	$(BIN)/python -m hatchling build -d dist
+
+study: $(READY)  ## Compare captions, CutMix and networks on the embedded world; typed again, it goes on.
+	$(BIN)/python benchmarks/study/run.py runs/study
 
 clean:  ## Delete the environment, and what was built.
 	rm -rf .venv demo dist site
