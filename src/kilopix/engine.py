@@ -28,7 +28,6 @@ from kilopix.training.checkpoint import (
     allocate_states,
     last_good_checkpoint,
     load_checkpoint,
-    newest_checkpoint,
     read_progress,
     save_checkpoint,
     set_skipped,
@@ -94,8 +93,12 @@ def start(
     header: dict[str, Any],
     processes: Processes,
     weights: dict[str, Tensor] | None = None,
+    newest: Path | None = None,
 ) -> Run:
-    """Everything as it is before the first step; `weights` are those of another run, to begin from."""
+    """Everything as it is before the first step; `weights` are those of another run, to begin from.
+
+    `newest` is the checkpoint from which the run will go on, whose micro-batch is kept.
+    """
     training, device = recipe.training, processes.device
     network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width)
     if weights is not None:
@@ -107,7 +110,7 @@ def start(
     compiled = on_gpu if training.compile == "auto" else training.compile
     speed_up(blocks_of(network), compiled, training.activation_checkpointing)
     loss = StepLoss(network, recipe, precision)
-    loader = StepLoader(shards, recipe, processes, _micro_batch(loss, recipe, shards, out, processes))
+    loader = StepLoader(shards, recipe, processes, _micro_batch(loss, recipe, shards, processes, newest))
     loader.text_dtype = precision
     for averaged in average.networks:
         processes.shard(averaged, [])
@@ -119,7 +122,9 @@ def start(
     return Run(recipe, shards, out, header, processes, network, average, whole, optimizer, guard, loader)
 
 
-def _micro_batch(loss: StepLoss, recipe: Recipe, shards: Shards, out: Path, processes: Processes) -> int:
+def _micro_batch(
+    loss: StepLoss, recipe: Recipe, shards: Shards, processes: Processes, newest: Path | None
+) -> int:
     """Images that each process takes at once: as the recipe says, as before, or the most that fit."""
     training = recipe.training
     largest = -(-training.batch_size // processes.count)
@@ -127,7 +132,7 @@ def _micro_batch(loss: StepLoss, recipe: Recipe, shards: Shards, out: Path, proc
         return min(training.micro_batch, largest)
     if processes.device_type != "cuda":
         return min(largest, MOST_ON_CPU)
-    if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
+    if newest is not None:
         before = read_progress(newest)
         if before.processes == processes.count and before.micro_batch:
             return before.micro_batch

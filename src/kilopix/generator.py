@@ -16,10 +16,10 @@ from torch import Tensor
 
 from kilopix.config import parse
 from kilopix.diffusion.samplers import OnStep, SamplerName
-from kilopix.diffusion.sampling import PresetName, SamplingChanges, SamplingConfig, sample
+from kilopix.diffusion.sampling import PresetName, SamplingChanges, SamplingConfig
 from kilopix.model_files import find_weights, in_low_precision, load_model
 from kilopix.models.rin import RIN
-from kilopix.network import Network, sampling_predictor
+from kilopix.network import Network, sample_latents
 from kilopix.pretrained.autoencoder import CODEC_FILE, Autoencoder, AutoencoderConfig, load_autoencoder
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.pretrained.text_cache import TextCache
@@ -27,7 +27,7 @@ from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoder, TextEncod
 from kilopix.pretrained.weights import DtypeName, torch_dtype
 from kilopix.previews import OnSamplingStep, SamplingStep, as_images, cheap_decoder
 from kilopix.recipe import Recipe
-from kilopix.runtime import pick_device, sha256_of_file, torch_generator
+from kilopix.runtime import pick_device, sha256_of_file
 from kilopix.types import LatentStatistics, UserError
 
 OnImage = Callable[[int], None]
@@ -230,32 +230,17 @@ class Generator:
         size: Size | None = None,
     ) -> Tensor:
         """Sample latents, one per prompt and seed; `on_step` sees number, state and data of every step."""
-        shape = self._latent_shape(size)
-
-        def drawn(purpose: str) -> Callable[[], Tensor]:
-            """Noise of which each sample's part comes from its own seed, whatever the batch."""
-            generators = [torch_generator(purpose, seed) for seed in seeds]
-            return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
-
-        objective, encode = self.recipe.objective, self.text_cache.encode
-        text, without = encode(prompts), encode([sampling.negative_prompt])
-        with self._precision():
-            guided = sampling_predictor(
-                self.network, objective.path, objective.prediction, text, without, sampling
-            )
-
-        def predict(x: Tensor, t: Tensor) -> Tensor:
-            with self._precision():
-                return guided(x, t).float()
-
-        return sample(
-            predict,
-            drawn("noise")(),
+        encode = self.text_cache.encode
+        return sample_latents(
+            self.network,
+            self.recipe.objective,
             sampling,
-            objective.path,
-            objective.prediction,
-            drawn("step noise"),
+            encode(prompts),
+            encode([sampling.negative_prompt]),
+            seeds,
+            self._latent_shape(size),
             on_step,
+            self._precision,
         )
 
     def _precision(self) -> AbstractContextManager:

@@ -17,11 +17,12 @@ from einops import rearrange
 from torch import Tensor
 
 from kilopix.config import Config, parse
-from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
+from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.paths import GammaPath, PathConfig
-from kilopix.model_files import find_weights
-from kilopix.models.published import COHERENCE_CLASS, constants, load_published, published_config
+from kilopix.model_files import find_weights, read_released
+from kilopix.models.published import load_published
 from kilopix.models.rin import RIN, RINConfig
+from kilopix.network import empty_network
 from kilopix.recipe import ModelConfig, Recipe
 from kilopix.runtime import read_json, say, sha256_of_file, torch_generator
 from kilopix.training.checkpoint import read_weights
@@ -118,25 +119,12 @@ def read_source(weights: Path) -> Source:
         recipe = parse(Recipe, header["recipe"], f"{weights}: recipe in the header")
         shape = Shape.of(recipe, header["latent_channels"], header["text_width"])
         return Source(weights, tensors, shape, recipe.objective, header["images_seen"], header)
-    if (weights.parent / "config.json").is_file():
-        return _released(weights, tensors)
-    raise UserError(f"{weights}: no kilopix recipe in its header, and no config.json beside it.")
-
-
-def _released(weights: Path, tensors: dict[str, Tensor]) -> Source:
-    """A released network, which was trained to predict the noise on the linear gamma path."""
-    arguments = read_json(weights.parent / "config.json")
-    coherent = any(name.startswith("coherence_embedder.") for name in tensors)
-    class_name = COHERENCE_CLASS if coherent else "RINTextCond"
-    try:
-        config, channels, text_width, side = published_config(class_name, arguments)
-    except UserError as error:
-        raise UserError(f"{weights.parent / 'config.json'}: {error}") from None
-    network = RIN(config, channels, text_width, side)
-    load_published(network, tensors)
-    plain = {name: value for name, value in tensors.items() if name not in constants(network)}
-    objective = ObjectiveConfig(path=GammaPath(), prediction="noise", time=UniformTime())
-    return Source(weights, plain, Shape(config, side, channels, text_width), objective, 0, {})
+    recipe, channels, text_width = read_released(weights, tensors)
+    network = empty_network(recipe, channels, text_width)
+    assert isinstance(network, RIN)
+    load_published(network, tensors, assign=True)  # which refuses what is not whole
+    shape = Shape.of(recipe, channels, text_width)
+    return Source(weights, network.state_dict(), shape, recipe.objective, 0, {})
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def _device(
 DEVICES = (
     # NVIDIA's data sheets of B200 (in HGX), H200, H100, GH200.
     _device("b200", "b200", 2250, 75, 180, 7700),
-    _device("h200", "h200( nvl)?|gh200.*", 989.4, 66.9, 141, 4800),
+    _device("h200", "h200|gh200.*", 989.4, 66.9, 141, 4800),
+    _device("h200-nvl", "h200 nvl", 835.5, 60, 141, 4800),
     _device("h100-sxm", r"h100 80gb hbm\d\w?|h100 sxm.*", 989.4, 66.9, 80, 3350),
     _device("h100-pcie", "h100 pcie", 756, 51, 80, 2000),
     _device("h100-nvl", "h100 nvl", 835, 60, 94, 3900),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from kilopix.config import parse
-from kilopix.diffusion.objective import ObjectiveConfig
+from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
 from kilopix.diffusion.paths import GammaPath
 from kilopix.diffusion.sampling import PRESETS
 from kilopix.models.published import COHERENCE_CLASS, load_published, published_config
@@ -144,7 +144,19 @@ def _check_fit(network: Network, tensors: dict[str, Tensor], weights: Path) -> N
 
 
 def _load_released(weights: Path, tensors: dict[str, Tensor]) -> Model:
-    """A released CAD-I, of which config.json holds the constructor's arguments and not the class."""
+    recipe, channels, width = read_released(weights, tensors)
+    network = empty_network(recipe, channels, width)
+    assert isinstance(network, RIN)
+    floats = {name: v.float() if v.is_floating_point() else v for name, v in tensors.items()}
+    load_published(network, floats, assign=True)
+    return Model(_frozen(network), recipe, weights)
+
+
+def read_released(weights: Path, tensors: dict[str, Tensor]) -> tuple[Recipe, int, int]:
+    """The recipe of a released CAD-I, with latent channels and text width.
+
+    Its config.json, beside the weights, holds the constructor's arguments and not the class.
+    """
     config = weights.parent / CONFIG
     if not config.is_file():
         raise UserError(
@@ -156,14 +168,9 @@ def _load_released(weights: Path, tensors: dict[str, Tensor]) -> Model:
         raise UserError(f"{config}: expected a JSON object with the network's arguments.")
     kind = COHERENCE_CLASS if "coherence_positional_embedding" in tensors else "RINTextCond"
     try:
-        recipe, channels, width = released_recipe(kind, arguments)
+        return released_recipe(kind, arguments)
     except UserError as error:
         raise UserError(f"{config}: {error}") from None
-    network = empty_network(recipe, channels, width)
-    assert isinstance(network, RIN)
-    floats = {name: v.float() if v.is_floating_point() else v for name, v in tensors.items()}
-    load_published(network, floats, assign=True)
-    return Model(_frozen(network), recipe, weights)
 
 
 def released_recipe(kind: str, arguments: dict[str, object]) -> tuple[Recipe, int, int]:
@@ -179,7 +186,7 @@ def released_recipe(kind: str, arguments: dict[str, object]) -> tuple[Recipe, in
         text=T5Config(),
         autoencoder=SDAutoencoderConfig(name="benjamin-paine/stable-diffusion-v1-5", subfolder="vae"),
         model=config,
-        objective=ObjectiveConfig(path=GammaPath(schedule="linear"), prediction="noise"),
+        objective=ObjectiveConfig(path=GammaPath(schedule="linear"), prediction="noise", time=UniformTime()),
         sampling=PRESETS["published"],
     )
     return recipe, channels, width

@@ -4,7 +4,8 @@ In: a recipe, or a network with its texts. Out: callables from noisy latents and
 is told t itself, a RIN the signal level gamma at t; a RIN also sees its own latents of a pass before.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,12 +13,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from kilopix.diffusion.guidance import Predict, guided
+from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.paths import PathConfig
-from kilopix.diffusion.sampling import SamplingConfig
+from kilopix.diffusion.samplers import OnStep
+from kilopix.diffusion.sampling import SamplingConfig, sample
 from kilopix.models import dit, rin
 from kilopix.models.dit import DiT, DiTConfig, TextContext
 from kilopix.models.rin import RIN, LevelEmbedder, RINContext
 from kilopix.recipe import Recipe
+from kilopix.runtime import torch_generator
 from kilopix.types import Prediction, TextStates
 
 Network = DiT | RIN
@@ -136,6 +140,39 @@ def sampling_predictor(
         return with_text, without_text
 
     return guided(conditional, both, config.guidance, path, prediction)
+
+
+def sample_latents(
+    network: Network,
+    objective: ObjectiveConfig,
+    sampling: SamplingConfig,
+    text: TextStates,
+    without: TextStates,
+    seeds: Sequence[int],
+    shape: tuple[int, int, int],
+    on_step: OnStep | None = None,
+    precision: Callable[[], AbstractContextManager] = nullcontext,
+) -> Float[Tensor, "B C H W"]:
+    """Latents of `shape` for every row of `text` and its seed; a sample is the same in whatever batch.
+
+    The network computes inside `precision`, the sampler in float32.
+    """
+    device = text.states.device
+
+    def drawn(purpose: str) -> Callable[[], Tensor]:
+        """Noise of which each sample's part comes from its own seed."""
+        generators = [torch_generator(purpose, seed) for seed in seeds]
+        return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+    path, prediction = objective.path, objective.prediction
+    with precision():
+        guided_predict = sampling_predictor(network, path, prediction, text, without, sampling)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        with precision():
+            return guided_predict(x, t).float()
+
+    return sample(predict, drawn("noise")(), sampling, path, prediction, drawn("step noise"), on_step)
 
 
 @dataclass

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from kilopix.data.pictures import grid, save_png
-from kilopix.diffusion.sampling import SamplingConfig, sample
-from kilopix.network import Network, sampling_predictor
+from kilopix.diffusion.sampling import SamplingConfig
+from kilopix.network import Network, sample_latents
 from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.text_encoder import load_text_encoder
+from kilopix.previews import as_images
 from kilopix.recipe import Recipe
-from kilopix.runtime import atomic_path, torch_generator
+from kilopix.runtime import atomic_path
 from kilopix.training.watching import PreviewConfig
 from kilopix.types import LatentStatistics, TextStates, UserError
 from kilopix.validation import evaluating
@@ -66,31 +66,18 @@ class Preview:
     def _pictures(self, network: Network, jobs: Sequence[tuple[int, int]]) -> list[Image.Image]:
         rows = torch.tensor([i for i, _ in jobs])
         text = TextStates(self.text.states[rows], self.text.mask[rows]).to(self.device)
-        generators = {
-            purpose: [torch_generator(purpose, seed) for _, seed in jobs]
-            for purpose in ("noise", "step noise")
-        }
-
-        def drawn(purpose: str) -> Tensor:
-            noise = [torch.randn(self.latent_shape, generator=g) for g in generators[purpose]]
-            return torch.stack(noise).to(self.device)
-
-        objective, sampling = self.recipe.objective, self.sampling
-        predict = sampling_predictor(
-            network, objective.path, objective.prediction, text, self.without.to(self.device), sampling
-        )
-        latents = sample(
-            predict,
-            drawn("noise"),
-            sampling,
-            objective.path,
-            objective.prediction,
-            lambda: drawn("step noise"),
+        latents = sample_latents(
+            network,
+            self.recipe.objective,
+            self.sampling,
+            text,
+            self.without.to(self.device),
+            [seed for _, seed in jobs],
+            self.latent_shape,
         )
         if self.whitening:
             latents = self.whitening.restore(latents)
-        pixels = ((self.autoencoder.decode(latents) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return [Image.fromarray(array) for array in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+        return as_images(self.autoencoder.decode(latents))
 
 
 def open_preview(

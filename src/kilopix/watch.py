@@ -29,9 +29,9 @@ from kilopix.runtime import say
 from kilopix.sheets import FOLDER as PREVIEWS
 from kilopix.sheets import Preview, open_preview
 from kilopix.training.averages import Average, PowerAverages
-from kilopix.training.checkpoint import AVERAGE, save_weights
+from kilopix.training.checkpoint import AVERAGE, save_weights, whole_tensors
 from kilopix.training.logs import append_line, cut_log
-from kilopix.training.parallel import Processes, full
+from kilopix.training.parallel import Processes
 from kilopix.training.posthoc import Profile
 from kilopix.training.progress import Work
 from kilopix.training.snapshots import FOLDER as AVERAGES
@@ -131,7 +131,7 @@ class Watch:
         if not self.processes.sharded:
             assert isinstance(network, DiT | RIN)
             return network
-        tensors = _whole_tensors(network, self.processes)
+        tensors = whole_tensors(network, self.processes.main)
         if not self.processes.main:
             return None
         whole = build_network(self.recipe, self.header["latent_channels"], self.header["text_width"])
@@ -141,7 +141,7 @@ class Watch:
     def _snapshot(self, average: PowerAverages, images_seen: int) -> None:
         folder = self.out / AVERAGES
         for network, width in zip(average.networks, average.config.sigma_rel, strict=True):
-            tensors = _whole_tensors(network, self.processes)
+            tensors = whole_tensors(network, self.processes.main)
             if self.processes.main:
                 profile = Profile(images_seen, width)
                 write_snapshot(folder, tensors, profile, average.config, self.header)
@@ -188,16 +188,6 @@ class Watch:
     def _track(self, group: str, values: Mapping[str, int | float], images_seen: int | float) -> None:
         for tracker in self.trackers:
             tracker.numbers({f"{group}/{name}": value for name, value in values.items()}, int(images_seen))
-
-
-def _whole_tensors(network: nn.Module, processes: Processes) -> dict[str, Tensor]:
-    """All tensors, on the CPU of the first process; empty in the others. All must call."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in network.state_dict().items():
-        whole = full(value.detach())
-        if processes.main:
-            tensors[name] = whole.cpu()
-    return tensors
 
 
 def _summed(sums: Tensor, processes: Processes) -> Tensor:

@@ -3,7 +3,6 @@
 In: a generator. Out: its averaged weights and its patch codec, with the recipe in the header.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from kilopix.generator import Generator
 from kilopix.model_files import CODEC_PREFIX
 from kilopix.network import inputs_of
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
-from kilopix.runtime import atomic_path
+from kilopix.training.checkpoint import save_tensors
 from kilopix.types import UserError
 
 
@@ -41,8 +40,6 @@ def write_weights(generator: Generator, out: Path, dtype: torch.dtype = torch.fl
 
     The codec stays in float32, since its fingerprint is of its values.
     """
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     for name, value in generator.network.state_dict().items():
         tensors[name] = value.to("cpu", dtype).contiguous()
@@ -52,7 +49,5 @@ def write_weights(generator: Generator, out: Path, dtype: torch.dtype = torch.fl
         assert isinstance(generator.autoencoder, PatchCodec)
         codec = generator.autoencoder.tensors()
         tensors |= {f"{CODEC_PREFIX}{name}": value.contiguous() for name, value in codec.items()}
-    metadata = {key: json.dumps(value) for key, value in header_of(generator).items()}
-    with atomic_path(out) as temporary:
-        save_file(tensors, temporary, metadata)
-        temporary.chmod(0o644)  # safetensors lets nobody else read it
+    save_tensors(out, tensors, header_of(generator))
+    out.chmod(0o644)  # safetensors lets nobody else read it

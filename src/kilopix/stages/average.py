@@ -7,8 +7,9 @@ In: a run that was trained with `training.average.kind = "power"`. Out: a safete
 from pathlib import Path
 
 from kilopix.runtime import say
+from kilopix.training.checkpoint import save_tensors
 from kilopix.training.posthoc import WIDEST, Profile
-from kilopix.training.snapshots import FOLDER, nearest_moment, reconstruct, stored_snapshots, write_tensors
+from kilopix.training.snapshots import FOLDER, nearest_moment, reconstruct, stored_snapshots
 from kilopix.types import UserError
 
 FAR = 0.05
@@ -28,7 +29,7 @@ def run(run_folder: Path, sigma_rel: float, at: int | None = None, out: Path | N
     images = nearest_moment(list(stored), at)
     out = out or run_folder / f"average-{sigma_rel:g}.safetensors"
     tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
-    write_tensors(out, tensors, header)
+    save_tensors(out, tensors, header)
     count = sum(profile.images <= images for profile in stored)
     say(
         f"{out}: sigma_rel {sigma_rel:g} at {images:,} images, from {count} snapshots; its profile is met to "

@@ -22,7 +22,7 @@ from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.engine import CHECKPOINTS, go_on_from, start, train
 from kilopix.graft import beginning
-from kilopix.network import build_network, flops_per_image
+from kilopix.network import build_network, training_flops_per_image
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
 from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_weights
@@ -98,8 +98,9 @@ def _run(
         return True
     if recipe.training.verify_shards:
         _verify(shards, processes)
-    state = start(recipe, shards, out, header, processes, weights)
-    if newest := processes.once(lambda: newest_checkpoint(out / CHECKPOINTS)):
+    newest = processes.once(lambda: newest_checkpoint(out / CHECKPOINTS))
+    state = start(recipe, shards, out, header, processes, weights, newest)
+    if newest:
         go_on_from(state, newest)
         if processes.main:
             say(f"{out}: going on from {state.images_seen:,} images.")
@@ -123,11 +124,11 @@ def describe(shards_folder: Path, recipe: Recipe) -> None:
     check_shards(recipe, shards_folder, index.text_encoder, index.autoencoder, index.image_size)
     network = build_network(recipe, index.latent_shape[0], index.text_width)
     parameters = sum(p.numel() for p in network.parameters())
-    forward = flops_per_image(recipe, index.latent_shape[0], index.text_width, text_tokens=64)
+    flops = training_flops_per_image(recipe, index.latent_shape[0], index.text_width, text_tokens=64)
     say(json.dumps(recipe.model_dump(mode="json"), indent=1))
     say(f"parameters: {parameters / 1e6:.2f} million")
-    say(f"FLOPs: {3 * forward / 1e9:.2f} billion a picture trained (64 text tokens)")
-    say(f"run: {3 * forward * recipe.training.images:.2e} FLOPs on {recipe.training.images:,} pictures")
+    say(f"FLOPs: {flops / 1e9:.2f} billion a picture trained (64 text tokens)")
+    say(f"run: {flops * recipe.training.images:.2e} FLOPs on {recipe.training.images:,} pictures")
 
 
 def _open_run(shards_folder: Path, out: Path, header: dict[str, Any]) -> bool:

@@ -92,24 +92,33 @@ def save_weights(path: Path, network: nn.Module, header: dict[str, Any], main: b
 
     Where they are sharded, all processes must call, and the main one writes.
     """
+    tensors = whole_tensors(network, main)
+    if main:
+        save_tensors(path, tensors, header)
+
+
+def whole_tensors(network: nn.Module, main: bool = True) -> dict[str, Tensor]:
+    """All tensors of a network, on the CPU of the main process; empty in the others. All must call."""
     tensors: dict[str, Tensor] = {}
     for name, value in network.state_dict().items():
         whole = full(value.detach())
         if main:
             tensors[name] = whole.contiguous().cpu()
-    if main:
-        _save(path, tensors, {k: json.dumps(v) for k, v in header.items()})
+    return tensors
 
 
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors with a header of JSON values, whole or not at all."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata)
+            save_file(tensors, temporary, {k: json.dumps(v) for k, v in header.items()})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: could not be written ({error}); what was there is kept.") from error
+        raise UserError(
+            f"{path}: could not be written ({error}); what was there is kept. Make room, then go on."
+        ) from error
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

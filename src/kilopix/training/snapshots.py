@@ -5,7 +5,6 @@ In: the tensors of an average, when it was taken, its width. Out: files such as
 on the number of images alone.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import torch
 from torch import Tensor
 
 from kilopix.errors import UserError
-from kilopix.runtime import atomic_path
 from kilopix.training.averages import PowerConfig
-from kilopix.training.checkpoint import read_weights
+from kilopix.training.checkpoint import read_weights, save_tensors
 from kilopix.training.posthoc import Profile, coefficients, mismatch
 
 FOLDER = "averages"
@@ -70,20 +68,8 @@ def write_snapshot(
             "set training.average.snapshot_dtype=bfloat16."
         )
     header = {**header, "images_seen": profile.images, "sigma_rel": profile.sigma_rel}
-    write_tensors(path, stored, header)
+    save_tensors(path, stored, header)
     return path
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors with a header of JSON values, whole or not at all."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        with atomic_path(path) as temporary:
-            save_file(dict(tensors), temporary, {key: json.dumps(value) for key, value in header.items()})
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: could not be written ({error}); make room, then go on.") from error
 
 
 def thin_snapshots(folder: Path, config: PowerConfig, images_seen: int) -> None:
@@ -92,12 +78,13 @@ def thin_snapshots(folder: Path, config: PowerConfig, images_seen: int) -> None:
     Kept is the first snapshot at or after each multiple of the interval, and the one taken now.
     """
     every, last = interval(config, images_seen), -1
-    for moment in sorted({p.images for p in stored_snapshots(folder)}):
+    stored = stored_snapshots(folder)
+    for moment in sorted({profile.images for profile in stored}):
         kept = moment == images_seen or (moment < images_seen and moment // every > max(last, 0))
         if kept:
             last = moment // every
             continue
-        for profile, path in stored_snapshots(folder).items():
+        for profile, path in stored.items():
             if profile.images == moment:
                 path.unlink()
 

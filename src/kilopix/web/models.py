@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -56,14 +55,9 @@ class ServedModel:
         prompts, seeds = [prompt for prompt, _ in jobs], [seed for _, seed in jobs]
         return self.pictures(self.generator.latents(prompts, seeds, sampling, on_step))
 
-    @torch.inference_mode()
     def pictures(self, latents: Tensor) -> list[Image.Image]:
         """Latents, as the network gives them, decoded."""
-        if self.generator.whitening:
-            latents = self.generator.whitening.restore(latents)
-        pixels = self.generator.autoencoder.decode(latents)
-        arrays = ((pixels + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-        return [Image.fromarray(array) for array in arrays.permute(0, 2, 3, 1).cpu().numpy()]
+        return self.generator.pictures(latents)
 
     def warm_up(self) -> None:
         """Load what is loaded on first use, so that the first visitor does not wait for it."""

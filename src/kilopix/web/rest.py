@@ -155,7 +155,6 @@ def build_rest(worker: Worker, limits: Limits) -> FastAPI:
                 settings=_settings(model.offer.sampling),
             )
             for name, model in worker.models.items()
-            if name in offers
         ]
         return ModelList(data=cards)
 
