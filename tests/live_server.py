@@ -1,7 +1,9 @@
 """A server of tiny models at a real address, as `kilopix serve` makes it."""
 
+import faulthandler
 import json
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import torch
 import uvicorn
 from safetensors.torch import save_file
@@ -59,7 +62,7 @@ def live_server(
     ):
         config = uvicorn.Config(prepared.app, log_level="error", ws="none", timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listening],))
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         while not server.started:
             assert thread.is_alive()
@@ -69,7 +72,17 @@ def live_server(
         finally:
             prepared.site.hang_up()
             server.should_exit = True
-            thread.join()
+            stop(thread, server)
+
+
+def stop(thread: threading.Thread, server: uvicorn.Server) -> None:
+    """Wait for the server; one that does not end says where it hangs, and fails the test."""
+    thread.join(30)
+    if thread.is_alive():
+        faulthandler.dump_traceback(sys.__stderr__)
+        server.force_exit = True
+        thread.join(30)
+        pytest.fail("the server did not end in 30 seconds; where it hung is on stderr")
 
 
 def wait_until(true: Callable[[], object]) -> None:

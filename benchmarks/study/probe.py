@@ -1,0 +1,88 @@
+"""How far a run has come, in a minute: losses by noise level, what the caption is worth, single objects.
+
+    python benchmarks/study/probe.py VALIDATION_SHARDS RUN [RUN ...]
+
+Scores of a few dozen pictures are too noisy to choose between two recipes early on. What a network has learnt
+of its captions shows sooner in its loss: with the short caption of the sample, against that of another sample
+(the difference is what the caption is worth; nothing, for a network that ignores it). Losses are those of the
+velocity, whatever the network predicts, so that they can be compared.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from kilopix.data.loader import collate
+from kilopix.data.shards import Shards
+from kilopix.diffusion.paths import expand
+from kilopix.evaluation.tasks import score_images
+from kilopix.generator import Generator
+from kilopix.network import encode_text, training_predictor
+from kilopix.pretrained.judge import load_judge
+from kilopix.runtime import torch_generator
+from kilopix.stages.evaluate import JUDGE_OPTIONS, task_prompts
+from kilopix.types import TextStates
+
+LEVELS = (0.3, 0.5, 0.7, 0.85, 0.95)
+
+
+@torch.inference_mode()
+def losses(generator: Generator, shards: Shards, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The velocity's loss at every level, and how much more it is with the caption of another sample."""
+    numbers = range(0, len(shards), max(1, len(shards) // count))[:count]
+    batch = collate([shards.plain(i, short=True) for i in numbers], shards.index.text_storage)
+    moments = generator.whitening.whiten(batch.moments) if generator.whitening else batch.moments
+    data = moments.mean
+    objective, network = generator.recipe.objective, generator.network
+    half = len(data) // 2
+    other = TextStates(batch.text.states.roll(half, 0), batch.text.mask.roll(half, 0))
+    found = []
+    for text in (batch.text, other):
+        context = encode_text(network, text, torch.ones(len(data)))
+        again = torch.zeros(len(data), dtype=torch.bool)
+        predict = training_predictor(network, objective.path, context, batch.window, again)
+        by_level = []
+        for level in LEVELS:
+            t = torch.full((len(data),), level)
+            noise = torch.randn(data.shape, generator=torch_generator("probe", round(level * 100)))
+            point = objective.path.at(expand(t))
+            x = point.mix(data, noise)
+            velocity = point.velocity(*point.data_and_noise(objective.prediction, predict(x, t), x))
+            by_level.append((velocity - point.target("velocity", data, noise)).square().mean())
+        found.append(torch.stack(by_level))
+    return found[0], found[1] - found[0]
+
+
+def single_objects(generator: Generator, repeats: int) -> float:
+    """The share of pictures of one object in which the judge finds it."""
+    prompts = [prompt for prompt in task_prompts(generator.recipe) if prompt.tag == "single_object"]
+    asked = [prompt for prompt in prompts for _ in range(repeats)]
+    images = generator.generate([(prompt.text, i) for i, prompt in enumerate(asked)], batch_size=48)
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
+    results = score_images(asked, load_judge("cpu").detect(pixels.contiguous()), JUDGE_OPTIONS)
+    return sum(verdict.correct for verdict in results.verdicts) / len(asked)
+
+
+def main() -> None:
+    """Print a line for every run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("validation", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--samples", type=int, default=192)
+    parser.add_argument("--repeats", type=int, default=6, help="pictures of every object; 0 for none")
+    arguments = parser.parse_args()
+    shards = Shards(arguments.validation)
+    print("levels", *LEVELS)
+    for run in arguments.runs:
+        generator = Generator.from_pretrained(run, "cpu")
+        loss, worth = losses(generator, shards, arguments.samples)
+        share = single_objects(generator, arguments.repeats) if arguments.repeats else float("nan")
+        first = " ".join(f"{x:.3f}" for x in loss.tolist())
+        second = " ".join(f"{x:.4f}" for x in worth.tolist())
+        print(f"{run}: loss {first}; caption {second}; single object {share:.1%}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
