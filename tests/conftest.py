@@ -1,32 +1,12 @@
 """Shared by all tests: the command line in this process, and a tiny world that went through the stages."""
 
-import faulthandler
-import os
 import sys
-import threading
-import time
 from pathlib import Path
 
 import pytest
 
 from kilopix.cli import main
 from tiny import TINY, Cli, Outcome
-
-
-LINGER = 120
-"""Seconds that what the tests left running has to end in."""
-
-
-def pytest_sessionfinish(exitstatus: int) -> None:
-    """End the process although a thread still waits: its tests are done, and their verdict stands."""
-
-    def end() -> None:
-        time.sleep(LINGER)
-        faulthandler.dump_traceback(sys.__stderr__)
-        sys.stdout.flush()
-        os._exit(int(exitstatus))
-
-    threading.Thread(target=end, daemon=True).start()
 
 
 @pytest.fixture

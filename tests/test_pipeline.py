@@ -28,7 +28,7 @@ TASKS = ("single object", "two object", "counting", "colors", "position", "color
 def test_the_demo_makes_everything(tiny_demo: Path):
     assert {f.name for f in tiny_demo.iterdir()} >= {
         *("world", "captions.parquet", "held_out.parquet", "augmented", "shards", "run"),
-        *("pictures", "scores", "report.html", "times.json"),
+        *("pictures", "pictures_of_mini", "scores", "report.html", "times.json"),
     }
     assert len(read_manifest(tiny_demo / "captions.parquet").rows) == 48
     augmented = read_manifest(tiny_demo / "augmented" / "manifest.parquet")
@@ -72,6 +72,8 @@ def test_the_report_is_one_page_with_all_parts(tiny_demo: Path):
         assert part in page
     for setting in ("1/2", "1/4", "1/9", "1/16"):
         assert f"{setting}:" in page
+    assert "Below: mini" in page
+    assert page.count('alt="mini: a photo of') == 4 * 4
 
 
 def test_a_second_demo_repeats_nothing(tiny_demo: Path, capsys: pytest.CaptureFixture[str]):
@@ -83,7 +85,7 @@ def test_a_second_demo_repeats_nothing(tiny_demo: Path, capsys: pytest.CaptureFi
     assert len(before) > 100
     run_demo(tiny_demo, "mini", TINY)
     assert stamps() == before
-    assert capsys.readouterr().out.count("already") >= 8
+    assert capsys.readouterr().out.count("already") >= 9
 
 
 def test_pictures_depend_on_prompt_and_seed_alone(tiny_demo: Path):

@@ -17,6 +17,7 @@ from kilopix.runtime import read_json, say, write_json
 
 Result = TypeVar("Result")
 SHOWN = 12
+INSTALLED, INSTALLED_SAMPLES = "mini", "pictures_of_mini"
 BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
 
 
@@ -78,13 +79,26 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path | No
     clock.run(
         "sample", lambda: sample.run(out / "run", prompts_for(recipe), out / "pictures", images_per_prompt=4)
     )
+    # The same prompts by the model that is installed: what hours bring, beside what minutes bring.
+    clock.run(
+        "installed",
+        lambda: sample.run(INSTALLED, prompts_for(recipe), out / INSTALLED_SAMPLES, images_per_prompt=4),
+    )
     settings = [f"evaluation.{key}={value}" for key, value in recipe.evaluation.model_dump().items()]
     clock.run(
         "evaluate",
         lambda: evaluate.run(out / "run", out / "held_out.parquet", out / "scores", overrides=settings),
     )
     page = out / "report.html"
-    report.run(out / "run", page, out / "scores", out / "pictures", augmented, out / "times.json")
+    report.run(
+        out / "run",
+        page,
+        out / "scores",
+        out / "pictures",
+        augmented,
+        out / "times.json",
+        out / INSTALLED_SAMPLES,
+    )
     say(f"The report is at {page.resolve()}")
     return page
 

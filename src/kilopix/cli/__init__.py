@@ -38,11 +38,14 @@ def report(
     samples: Annotated[Path | None, typer.Option(help="Folder that `kilopix sample` wrote.")] = None,
     augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
     times: Annotated[Path | None, typer.Option(help="JSON file with the seconds of each stage.")] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="Samples of another model, shown under those of the same prompts.")
+    ] = None,
 ) -> None:
     """Put pictures, training curve, scores and recipe of a run on one HTML page."""
     from kilopix.stages.report import run
 
-    run(run_folder, out, scores, samples, augmented, times)
+    run(run_folder, out, scores, samples, augmented, times, beside)
 
 
 @app.command(epilog=example("kilopix demo demo"))

@@ -1,7 +1,7 @@
 """All of a run on one page: pictures, curves, scores, sheets over time, augmentation, recipe and times.
 
-In: a run folder, and the folders of its scores, samples and augmented pictures, each if there. Out: one
-HTML file that needs no other file and no network.
+In: a run folder, and the folders of its scores, samples, another model's samples, and augmented pictures,
+each if there. Out: one HTML file that needs no other file and no network.
 """
 
 import base64
@@ -42,8 +42,9 @@ def run(
     samples: Path | None = None,
     augmented: Path | None = None,
     times: Path | None = None,
+    beside: Path | None = None,
 ) -> None:
-    """Write the page."""
+    """Write the page; `beside` are samples of another model, shown under those of the same prompts."""
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
     page = _template().render(
@@ -54,7 +55,9 @@ def run(
         scored=score_curves(read_log(run_folder / "scores.jsonl")),
         sheets=_sheets(run_folder / "previews"),
         last=log[-1] if log else None,
-        groups=_sample_groups(samples) if samples else [],
+        groups=_sample_groups(samples) if samples else {},
+        others=_sample_groups(beside) if beside else {},
+        other_name=_model_name(beside) if beside else "",
         card=read_card(scores / "card.json") if scores else None,
         bars=_bars(read_card(scores / "card.json")) if scores else [],
         tasks=_judged(scores) if scores else {},
@@ -124,13 +127,19 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path}: missing or damaged; make the pictures again, then the report.") from None
 
 
-def _sample_groups(folder: Path) -> list[tuple[str, list[Figure]]]:
+def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
     for item in read_json(folder / "samples.json")["images"]:
         picture = Figure(_uri(_open(folder / item["file"]), 160), f"seed {item['seed']}")
         groups.setdefault(item["prompt"], []).append(picture)
-    return list(groups.items())
+    return groups
+
+
+def _model_name(folder: Path) -> str:
+    """What made the samples of a folder: the name of the weights, or of the run that they lie in."""
+    weights = Path(read_json(folder / "samples.json")["weights"])
+    return weights.parent.name if weights.stem == "model" else weights.stem
 
 
 def _judged(folder: Path) -> dict[str, list[Figure]]:
