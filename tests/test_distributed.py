@@ -13,7 +13,7 @@ from tiny import TINY
 
 STEPS = 20
 RUN = ["training.images=160", "training.batch_size=8", "training.checkpoint_every=80", "training.log_every=8"]
-DIT = [*TINY, *RUN]
+DIT = [*TINY, *RUN, "optimizer.kind=adamw", "optimizer.lr=2e-3"]
 RIN = [
     *(setting for setting in DIT if not setting.startswith("model.")),
     "model.latents=8",

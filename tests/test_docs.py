@@ -271,7 +271,7 @@ def test_the_navigation_has_every_page():
     settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
     listed = list(nav_files(settings["nav"]))
     results = {f"results/{path.name}" for path in (ROOT / "benchmarks" / "results").glob("*.md")}
-    there = {str(path.relative_to(DOCS)) for path in pages()} | results | {"changelog.md"}
+    there = {str(path.relative_to(DOCS)) for path in pages()} | results | {"changelog.md", "log.md"}
     assert set(listed) == there
     assert len(listed) == len(set(listed))
 

@@ -52,6 +52,11 @@ def score(run: Path) -> float:
     return float(np.mean([np.asarray(image) for image in images])) / 25.5
 
 
+def rate(value: str) -> list[str]:
+    """Settings of AdamW at a learning rate."""
+    return ["optimizer.kind=adamw", f"optimizer.lr={value}"]
+
+
 def test_a_fine_tune_on_chosen_pictures_raises_their_score(tmp_path: Path, cli: Cli):
     def do(*command: object) -> str:
         done = cli(*command)
@@ -68,9 +73,9 @@ def test_a_fine_tune_on_chosen_pictures_raises_their_score(tmp_path: Path, cli: 
     codec = ["--codec", tmp_path / "shards", "--workers", 1]
     do("encode", tmp_path / "chosen.parquet", tmp_path / "chosen", *SETTINGS, *cpu, *codec)
     run, tuned = tmp_path / "run", tmp_path / "tuned"
-    do("train", tmp_path / "shards", run, *SETTINGS, "training.images=1600", "optimizer.lr=4e-3", *cpu)
-    rate = ["training.images=640", "optimizer.lr=1e-3"]
-    do("train", tmp_path / "chosen", tuned, *SETTINGS, *rate, *cpu, "--start-from", run)
+    do("train", tmp_path / "shards", run, *SETTINGS, "training.images=1600", *rate("4e-3"), *cpu)
+    shorter = ["training.images=640", *rate("1e-3")]
+    do("train", tmp_path / "chosen", tuned, *SETTINGS, *shorter, *cpu, "--start-from", run)
     before, after = score(run), score(tuned)
     assert before == pytest.approx(5, abs=1)
     assert after > before + 0.8

@@ -14,9 +14,13 @@ STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
 import arms  # noqa: E402
+import probe  # noqa: E402
+import race  # noqa: E402
 import tables  # noqa: E402
 
+from kilopix.data.shards import Shards  # noqa: E402
 from kilopix.evaluation.protocol import Card, Score, write_card  # noqa: E402
+from kilopix.generator import Generator  # noqa: E402
 from kilopix.types import UserError  # noqa: E402
 
 SHA = "0" * 64
@@ -99,6 +103,51 @@ def test_tables_go_between_their_markers():
     assert tables.fill(page, "scores", "new") == "a\n<!-- scores -->\nnew\n<!-- /scores -->\nb\n"
     with pytest.raises(UserError, match="claims"):
         tables.fill(page, "claims", "new")
+
+
+def lane(*points: tuple[float, float, float]) -> list[dict]:
+    """Points of a race: minutes, mean of six tasks, KID; a hundred images a minute."""
+    return [
+        {"images": 100 * minutes, "minutes": minutes, "mean of six tasks": [mean] * 3, "KID": [kid] * 3}
+        for minutes, mean, kid in points
+    ]
+
+
+def test_a_race_says_when_the_second_had_what_the_first_ends_with():
+    base = lane((10, 0.1, 0.5), (20, 0.2, 0.4))
+    ours = lane((5, 0.15, 0.38), (10, 0.25, 0.3), (15, 0.18, 0.45))
+    found = race.conclude({"base line": base, "recommended": ours})
+    assert found["mean of six tasks"] == {
+        "goal": 0.2, "minutes_of_base_line": 20, "minutes": 10, "images": 1000, "times_as_fast": 2,
+    }  # fmt: skip
+    kid = found["KID"]
+    assert kid is not None
+    assert (kid["minutes"], kid["times_as_fast"]) == (5, 4)
+    slower = race.conclude({"base line": base, "recommended": lane((5, 0.1, 0.6))})
+    assert slower == {"mean of six tasks": None, "KID": None}
+
+
+def test_the_race_is_between_the_published_way_and_the_demos():
+    base, ours = (race.load_recipe(race.LANES[name]) for name in ("base line", "recommended"))
+    assert (base.optimizer.kind, base.objective.prediction, base.objective.time.kind) == (
+        "lamb",
+        "noise",
+        "uniform",
+    )
+    assert base.training.batch_size == ours.training.batch_size
+    assert (base.model, base.autoencoder, base.world) == (ours.model, ours.autoencoder, ours.world)
+
+
+def test_the_caption_is_worth_something_to_a_network_that_reads_it(lively: Path, tiny_demo: Path):
+    shards = Shards(tiny_demo / "shards")
+    loss, worth = probe.losses(Generator.from_pretrained(lively, "cpu"), shards, 16)
+    assert loss.shape == worth.shape == (len(probe.LEVELS),)
+    assert bool((worth.abs() > 1e-4).all())
+    deaf = Generator.from_pretrained(lively, "cpu")
+    for name, weight in deaf.network.named_parameters():
+        if "text" in name or "cross_attention" in name:
+            weight.detach().zero_()
+    assert probe.losses(deaf, shards, 16)[1].abs().max() == 0
 
 
 @pytest.mark.slow

@@ -12,12 +12,14 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+BENCHMARKS = ROOT / "benchmarks"
+LOG, RESULTS = BENCHMARKS / "log.md", BENCHMARKS / "results"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are kept elsewhere in the repository."""
     files.append(_page(config, "changelog.md", ROOT / "CHANGELOG.md"))
+    files.append(_page(config, LOG.name, LOG))
     for path in sorted(RESULTS.glob("*.md")):
         files.append(_page(config, f"results/{path.name}", path))
     return files
@@ -33,7 +35,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return re.sub(r"\]\((?:\.\./)+docs/", "](../", markdown)
     if page.file.src_uri == "changelog.md":
         return markdown.replace("](docs/", "](")
-    return re.sub(r"\]\((?:\.\./)+benchmarks/results/", "](" + _up(page) + "results/", markdown)
+    return re.sub(r"\]\((?:\.\./)+benchmarks/(results/|log\.md)", rf"]({_up(page)}\1", markdown)
 
 
 def _up(page: Page) -> str:

@@ -1,7 +1,7 @@
 """Draw the figures of the documentation: `python tools/figures.py` writes docs/figures/.
 
-In: the code itself (paths, time distributions, the embedded world, CutMix) and what `benchmarks/seams.py`
-measured. Out: SVG and PNG files, the same bytes every time on one machine.
+In: the code itself (paths, time distributions, the embedded world, CutMix) and what `benchmarks/seams.py` and
+`benchmarks/study/race.py` measured. Out: SVG and PNG files, the same bytes every time on one machine.
 """
 
 import json
@@ -32,6 +32,7 @@ from kilopix.runtime import atomic_path
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "figures"
 SEAMS = ROOT / "benchmarks" / "results" / "seams.json"
+RACE = ROOT / "benchmarks" / "results" / "study" / "race.json"
 LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 BLUE, ORANGE, GREY, GREEN = "#3b5bdb", "#e8590c", "#868e96", "#2b8a3e"
 STYLE: dict[Any, Any] = {
@@ -225,6 +226,23 @@ def _draw_rin(axis: Axes) -> None:
     _arrow(axis, (6.2, 6.95), (1.7, 6.95), BLUE, "write")
     _box(axis, (2.6, 2.2, 2.6, 1.0), "text, time,\ncoherence", ORANGE)
     _arrow(axis, (5.2, 2.7), (6.2, 2.7), ORANGE)
+
+
+def race() -> Figure:
+    """The scores of two recipes over the minutes that they trained, with intervals."""
+    lanes = json.loads(RACE.read_text())["lanes"]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for axis, (score, better) in zip(axes, (("mean of six tasks", "higher"), ("KID", "lower")), strict=True):
+        for (name, lane), color in zip(lanes.items(), (GREY, BLUE), strict=True):
+            minutes = [point["minutes"] for point in lane]
+            value, low, high = zip(*(point[score] for point in lane), strict=True)
+            axis.plot(minutes, value, marker="o", markersize=4, color=color, label=name)
+            axis.fill_between(minutes, low, high, color=color, alpha=0.15, lw=0)
+        axis.axhline(lanes["base line"][-1][score][0], color=ORANGE, lw=0.9, ls=":")
+        axis.set(xlabel="minutes of training", title=f"{score} ({better} is better)")
+        axis.set_ylim(bottom=0)
+    axes[0].legend(frameon=False)
+    return figure
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {

@@ -5,8 +5,8 @@ first has at its end.
     python benchmarks/study/race.py SHARDS HELD_OUT.parquet runs/race --images 40000 --score-every 8000
 
 Both are trained at once, so that they have the same machine; then every checkpoint is scored. Only training
-counts as time. Typed again, it goes on. What is kept: benchmarks/results/study/race.json with the cards'
-scores, and the figure docs/figures/race.svg.
+counts as time. Typed again, it goes on. What is kept: benchmarks/results/study/race.json, from which
+`python tools/figures.py race.svg` draws the curves.
 """
 
 import argparse
@@ -21,9 +21,7 @@ from kilopix.runtime import read_json, say, write_json
 from kilopix.training.checkpoint import checkpoints, read_progress
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 KEPT = HERE.parent / "results" / "study" / "race.json"
-FIGURE = ROOT / "docs" / "figures" / "race.svg"
 LANES = {"base line": str(HERE / "base_line.toml"), "recommended": "mini"}
 SCORES = {"mean of six tasks": "higher", "KID": "lower"}
 
@@ -38,7 +36,7 @@ def run_lane(name: str, arguments: argparse.Namespace) -> None:
     folder = folder_of(arguments.out, name)
     if not train.run(arguments.shards, folder / "run", recipe):
         sys.exit(1)
-    for checkpoint in scored(folder):
+    for checkpoint in scored(folder, every):
         settings = [f"evaluation.{key}={value}" for key, value in recipe.evaluation.model_dump().items()]
         evaluate.run(checkpoint, arguments.held_out, folder / "scores" / checkpoint.name, overrides=settings)
 
@@ -48,15 +46,16 @@ def folder_of(out: Path, name: str) -> Path:
     return out / name.replace(" ", "_")
 
 
-def scored(folder: Path) -> list[Path]:
-    """The checkpoints of a lane, oldest first."""
-    return checkpoints(folder / "run" / "checkpoints")
+def scored(folder: Path, every: int) -> list[Path]:
+    """The checkpoints of a lane that are scored, oldest first; not those of a stop in between."""
+    found = checkpoints(folder / "run" / "checkpoints")
+    return [checkpoint for checkpoint in found if read_progress(checkpoint).images_seen % every == 0]
 
 
-def points(folder: Path) -> list[dict[str, object]]:
+def points(folder: Path, every: int) -> list[dict[str, object]]:
     """What a lane scored: images, minutes of training, and each score with its interval."""
     found: list[dict[str, object]] = []
-    for checkpoint in scored(folder):
+    for checkpoint in scored(folder, every):
         progress = read_progress(checkpoint)
         card = read_card(folder / "scores" / checkpoint.name / "card.json")
         scores = {score: interval_of(card, score) for score in SCORES}
@@ -96,30 +95,6 @@ def conclude(lanes: dict[str, list[dict]]) -> dict[str, dict[str, float] | None]
     return verdict
 
 
-def draw(lanes: dict[str, list[dict]], out: Path) -> None:
-    """Both curves of both scores over minutes of training."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams["svg.hashsalt"] = "kilopix"
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, score in zip(axes, SCORES, strict=True):
-        for name, lane in lanes.items():
-            x = [point["minutes"] for point in lane]
-            value, low, high = zip(*(point[score] for point in lane), strict=True)
-            axis.plot(x, value, marker="o", label=name)
-            axis.fill_between(x, low, high, alpha=0.15)
-        axis.axhline(lanes["base line"][-1][score][0], color="grey", lw=0.8, ls=":")
-        axis.set(xlabel="minutes of training on one core", title=f"{score} ({SCORES[score]} is better)")
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.2)
-    axes[0].legend()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, metadata={"Date": None})
-
-
 def main() -> None:
     """Run both lanes, each in a process of its own, then compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -140,9 +115,8 @@ def main() -> None:
     failed = [name for name, process in running.items() if process.wait()]
     if failed:
         sys.exit(f"{', '.join(failed)}: not done; type the same command to go on.")
-    lanes = {name: points(folder_of(arguments.out, name)) for name in LANES}
+    lanes = {name: points(folder_of(arguments.out, name), arguments.score_every) for name in LANES}
     write_json(KEPT, {"lanes": lanes, "conclusion": conclude(lanes)})
-    draw(lanes, FIGURE)
     for score, found in read_json(KEPT)["conclusion"].items():
         say(f"{score}: {found or 'the base line was not reached'}")
 

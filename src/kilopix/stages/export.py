@@ -21,7 +21,7 @@ from kilopix.runtime import read_json, say, write_json
 from kilopix.types import UserError
 
 Format = Literal["hub", "diffusers"]
-PROMPTS = ("a photo of a fox", "a photo of a red car", "a cat on a pale blue background")
+PROMPTS = ("a photo of a penguin", "a photo of a red car", "a cat on a pale blue background")
 CARD, SAMPLES = "README.md", "samples"
 MADE_BY = "kilopix export"
 
