@@ -306,8 +306,8 @@ def test_figures_are_drawn_by_the_code_and_used(tmp_path: Path):
     finally:
         sys.path.pop(0)
     assert {path.name for path in (DOCS / "figures").iterdir()} == set(figures.FIGURES)
-    concepts = (DOCS / "concepts.md").read_text()
-    assert all(f"](figures/{name})" in concepts for name in figures.FIGURES)
+    text = "".join(path.read_text() for path in DOCS.glob("*.md"))
+    assert all(f"](figures/{name})" in text for name in figures.FIGURES)
     for number in range(2):
         (tmp_path / str(number)).mkdir()
         figures.save("seams.svg", tmp_path / str(number))

@@ -125,6 +125,9 @@ def test_a_race_says_when_the_second_had_what_the_first_ends_with():
     assert (kid["minutes"], kid["times_as_fast"]) == (5, 4)
     slower = race.conclude({"base line": base, "recommended": lane((5, 0.1, 0.6))})
     assert slower == {"mean of six tasks": None, "KID": None}
+    nothing = race.conclude({"base line": lane((20, 0.0, 0.4)), "recommended": ours})
+    assert nothing["mean of six tasks"] is None
+    assert nothing["KID"] is not None
 
 
 def test_the_race_is_between_the_published_way_and_the_demos():

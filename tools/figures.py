@@ -250,6 +250,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "seams.svg": seams,
     "paths.svg": paths,
     "networks.svg": networks,
+    "race.svg": race,
 }
 
 

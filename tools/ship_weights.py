@@ -17,7 +17,7 @@ from kilopix.pretrained.patch_codec import PatchCodec
 from kilopix.runtime import say
 from kilopix.types import UserError
 
-LARGEST = 12_000_000
+LARGEST = 8_000_000
 """Bytes; what every install of kilopix can carry."""
 
 

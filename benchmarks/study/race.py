@@ -79,12 +79,14 @@ def minutes_to(lane: list[dict], score: str, goal: float) -> tuple[float, float]
 
 
 def conclude(lanes: dict[str, list[dict]]) -> dict[str, dict[str, float] | None]:
-    """For every score: the base line's at its end, and when the recommended recipe had it."""
+    """For every score: the base line's at its end, and when the recommended recipe had it; None if it never
+    had, or if the base line ends with no picture right, which needs no training.
+    """
     base, ours = lanes["base line"], lanes["recommended"]
     verdict: dict[str, dict[str, float] | None] = {}
     for score in SCORES:
         goal, whole = base[-1][score][0], base[-1]["minutes"]
-        reached = minutes_to(ours, score, goal)
+        reached = None if SCORES[score] == "higher" and goal <= 0 else minutes_to(ours, score, goal)
         verdict[score] = reached and {
             "goal": goal,
             "minutes_of_base_line": whole,
@@ -118,7 +120,7 @@ def main() -> None:
     lanes = {name: points(folder_of(arguments.out, name), arguments.score_every) for name in LANES}
     write_json(KEPT, {"lanes": lanes, "conclusion": conclude(lanes)})
     for score, found in read_json(KEPT)["conclusion"].items():
-        say(f"{score}: {found or 'the base line was not reached'}")
+        say(f"{score}: {found or 'nothing to reach, or not reached'}")
 
 
 if __name__ == "__main__":

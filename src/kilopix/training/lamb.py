@@ -22,7 +22,7 @@ class LambConfig(Config):
     """LAMB (You et al. 2020), as CAD-I is trained."""
 
     kind: Literal["lamb"] = "lamb"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
     betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0)
     eps: float = Field(default=1e-8, gt=0)

@@ -29,7 +29,7 @@ class MuonConfig(Config):
     """Muon for the matrices of the blocks, AdamW for everything else (Jordan et al. 2024)."""
 
     kind: Literal["muon"] = "muon"
-    lr: float = Field(default=0.02, gt=0)
+    lr: float = Field(default=0.02, gt=0, allow_inf_nan=False)
     momentum: float = Field(default=0.95, ge=0, lt=1)
     weight_decay: float = Field(default=0.01, ge=0)
     adamw: AdamWConfig = AdamWConfig()
