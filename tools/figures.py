@@ -1,7 +1,8 @@
 """Draw the figures of the documentation: `python tools/figures.py` writes docs/figures/.
 
-In: the code itself (paths, time distributions, the embedded world, CutMix) and what `benchmarks/seams.py` and
-`benchmarks/study/race.py` measured. Out: SVG and PNG files, the same bytes every time on one machine.
+In: the code itself (paths, time distributions, the embedded world, CutMix), the installed model, and what
+`benchmarks/seams.py` and `benchmarks/study/race.py` measured. Out: SVG and PNG files, the same bytes every time
+on one machine.
 """
 
 import json
@@ -25,8 +26,10 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 from kilopix.data.cutmix import choose_paste, paste
 from kilopix.data.world.render import render
 from kilopix.data.world.scenes import one_object_scene
+from kilopix.demo import prompts_for
 from kilopix.diffusion.objective import LogitNormalTime, ObjectiveConfig, UniformTime, draw
 from kilopix.diffusion.paths import EDMPath, GammaPath, StraightPath
+from kilopix.generator import Generator
 from kilopix.runtime import atomic_path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,12 +248,30 @@ def race() -> Figure:
     return figure
 
 
+def installed_model() -> Figure:
+    """What the installed model makes of the demo's prompts: the seeds 0 to 3, none chosen."""
+    generator = Generator.from_pretrained("mini", "cpu")
+    prompts = prompts_for(generator.recipe)
+    figure, axes = plt.subplots(4, 3, figsize=(9, 4.3), layout="constrained")
+    for axis, prompt in zip(axes.flat, prompts, strict=True):
+        pictures = [np.asarray(image) for image in generator(prompt, num_images=4)]
+        gap = np.full((pictures[0].shape[0], 3, 3), 255, np.uint8)
+        strip = [part for picture in pictures for part in (picture, gap)][:-1]
+        axis.imshow(np.concatenate(strip, axis=1), interpolation="bicubic")
+        axis.set_xlabel(prompt.removeprefix("a photo of "), fontsize=8, labelpad=3)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.spines[:].set_visible(False)
+    return figure
+
+
 FIGURES: dict[str, Callable[[], Figure]] = {
     "noise_levels.png": noise_levels,
     "seams.svg": seams,
     "paths.svg": paths,
     "networks.svg": networks,
     "race.svg": race,
+    "installed_model.png": installed_model,
 }
 
 
