@@ -1,8 +1,8 @@
 """Draw the figures of the documentation: `python tools/figures.py` writes docs/figures/.
 
 In: the code itself (paths, time distributions, the embedded world, CutMix), the installed model, and what
-`benchmarks/seams.py` and `benchmarks/study/race.py` measured. Out: SVG and PNG files, the same bytes every time
-on one machine.
+`benchmarks/seams.py` and `benchmarks/study/race.py` measured. Out: SVG and PNG files, the same bytes every
+time on one machine.
 """
 
 import json
