@@ -35,7 +35,7 @@ def test_the_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert len(found) == 3
     for block in found:
         exec(block, values)
-    assert (tmp_path / "fox.png").is_file()
+    assert (tmp_path / "penguin.png").is_file()
     assert (tmp_path / "preview.png").is_file()
     images = values["images"]
     assert isinstance(images, list)

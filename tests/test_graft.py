@@ -212,7 +212,7 @@ class TestRuns:
 
         out, shards = tmp_path / "run", tiny_demo / "shards"
         # Without a rate the weights stay what they were.
-        given = self.settings(optimizer__lr=1e-30)
+        given = self.settings(optimizer__lr=1e-30, optimizer__adamw__lr=1e-30)
         done = cli("train", shards, out, *given, "--start-from", tiny_demo / "run", "--device", "cpu")
         assert done.code == 0, done.err
         assert "starting from" in done.out
