@@ -1,16 +1,17 @@
-"""Two recipes on the same pictures, each on a core of its own: how many minutes the second needs for what the
-first has at its end.
+"""Two recipes on the same pictures, a thread each: how many minutes the second needs for what the first has at
+its end.
 
     python benchmarks/study/race.py SHARDS HELD_OUT.parquet runs/race
     python benchmarks/study/race.py SHARDS HELD_OUT.parquet runs/race --images 40000 --score-every 8000
 
 Both are trained at once, so that they have the same machine; then every checkpoint is scored. Only training
-counts as time. Typed again, it goes on. What is kept: benchmarks/results/study/race.json, from which
-`python tools/figures.py race.svg` draws the curves.
+counts as time. Typed again, it goes on. What is kept: the cards in benchmarks/results/study/race, and race.json
+beside it, from which `python tools/figures.py race.svg` draws the curves.
 """
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,16 @@ def points(folder: Path, every: int) -> list[dict[str, object]]:
         scores = {score: interval_of(card, score) for score in SCORES}
         found.append({"images": progress.images_seen, "minutes": progress.seconds / 60, **scores})
     return found
+
+
+def keep_cards(folder: Path, every: int) -> None:
+    """Copy the cards of a lane to those that are kept."""
+    target = KEPT.with_suffix("")
+    target.mkdir(parents=True, exist_ok=True)
+    for checkpoint in scored(folder, every):
+        images = read_progress(checkpoint).images_seen
+        card = folder / "scores" / checkpoint.name / "card.json"
+        shutil.copyfile(card, target / f"{folder.name}_{images:08d}.json")
 
 
 def interval_of(card: Card, score: str) -> list[float]:
@@ -118,6 +129,8 @@ def main() -> None:
     if failed:
         sys.exit(f"{', '.join(failed)}: not done; type the same command to go on.")
     lanes = {name: points(folder_of(arguments.out, name), arguments.score_every) for name in LANES}
+    for name in LANES:
+        keep_cards(folder_of(arguments.out, name), arguments.score_every)
     write_json(KEPT, {"lanes": lanes, "conclusion": conclude(lanes)})
     for score, found in read_json(KEPT)["conclusion"].items():
         say(f"{score}: {found or 'nothing to reach, or not reached'}")
