@@ -1,12 +1,12 @@
-"""Two recipes on the same pictures, a thread each: how many minutes the second needs for what the first has at
-its end.
+"""Two recipes on the same pictures, a thread each: how many minutes the second needs for what the first has
+at its end.
 
     python benchmarks/study/race.py SHARDS HELD_OUT.parquet runs/race
     python benchmarks/study/race.py SHARDS HELD_OUT.parquet runs/race --images 40000 --score-every 8000
 
 Both are trained at once, so that they have the same machine; then every checkpoint is scored. Only training
-counts as time. Typed again, it goes on. What is kept: the cards in benchmarks/results/study/race, and race.json
-beside it, from which `python tools/figures.py race.svg` draws the curves.
+counts as time. Typed again, it goes on. What is kept: the cards in benchmarks/results/study/race, and
+race.json beside it, from which `python tools/figures.py race.svg` draws the curves.
 """
 
 import argparse
