@@ -108,6 +108,27 @@ def test_partners_are_of_another_class_and_captions_name_both_and_the_place(
     assert np.mean(common) > 1.5 * np.mean(rare)
 
 
+def test_versions_have_short_captions_of_what_the_short_ones_say(tmp_path: Path):
+    short = {"fox": "A photo of a red fox.", "owl": "A photo of a grey owl."}
+    rows = [Row(f"{c}/{i}.jpg", c, f"A long tale of a {c}.", short[c]) for c in short for i in range(50)]
+    source = Manifest(tmp_path, rows, {})
+    pasted = [augmenter(source, tmp_path).plan(row).short for row in rows]
+    assert all("red fox" in text and "grey owl" in text and "tale" not in text for text in pasted)
+    assert len(set(pasted)) > 10
+    cropped = [augmenter(source, tmp_path, "crop").plan(row).short for row in rows]
+    assert all(text.startswith(short[row.class_name]) for text, row in zip(cropped, rows, strict=True))
+
+
+def test_rows_without_short_captions_are_named_by_their_classes(manifest: Manifest, tmp_path: Path):
+    for row in manifest.rows[:50]:
+        made = augmenter(manifest, tmp_path).plan(row)
+        partner = made.partner.split("/")[0]
+        assert row.class_name in made.short
+        assert partner in made.short
+        assert "number" not in made.short
+        assert augmenter(manifest, tmp_path, "crop").plan(row).short == ""
+
+
 @pytest.mark.parametrize("kind", ["cutmix", "crop"])
 def test_a_version_depends_on_seed_and_id_alone(manifest: Manifest, tmp_path: Path, kind: str):
     make, again = augmenter(manifest, tmp_path, kind), augmenter(manifest, tmp_path, kind)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kilopix.data.captions import cropped, with_inset
+from kilopix.data.captions import aio, cropped, short_with_inset, with_inset
 from kilopix.data.cutmix import SettingChoice, choose_crop, choose_paste, paste, paste_at
 from kilopix.data.manifest import Row
 from kilopix.data.pixels import read_square
@@ -44,20 +44,24 @@ class Augmenter:
         where = choose_paste(self.setting, self.size, rng)
         classes = self.rows.classes
         i = classes.other(row.class_name, rng.randrange(classes.others(row.class_name)))
-        partner, partner_caption = self.rows.value(i, "path"), self.rows.value(i, "caption")
+        partner = self.rows[i]
         x0, y0, x1, y1 = (v / self.size for v in where.box)
         box = (x0, y0, x1, y1)
-        caption = with_inset(row.caption, partner_caption, box)
-        return self._row(row, caption, box, setting=where.setting, partner=partner)
+        caption = with_inset(row.caption, partner.caption, box)
+        shorts = [one.short or (aio(one.class_name) if one.class_name else "") for one in (row, partner)]
+        short = short_with_inset(shorts[0], shorts[1], box, rng) if all(shorts) else ""
+        return self._row(row, caption, short, box, setting=where.setting, partner=partner.path)
 
     def _crop(self, row: Row, rng: random.Random) -> Row:
         box = choose_crop(rng)
-        return self._row(row, cropped(row.caption, box), box)
+        short = cropped(row.short, box) if row.short else ""
+        return self._row(row, cropped(row.caption, box), short, box)
 
     def _row(
         self,
         row: Row,
         caption: str,
+        short: str,
         box: tuple[float, float, float, float],
         setting: str = "",
         partner: str = "",
@@ -67,6 +71,7 @@ class Augmenter:
             path=f"{self.kind}/{row.path}.jpg",
             class_name=row.class_name,
             caption=caption,
+            short=short,
             width=self.size,
             height=self.size,
             kind=self.kind,

@@ -1,5 +1,8 @@
 """Captions that need no model: the class name alone, and what is where in a pasted or cropped picture."""
 
+import random
+import re
+
 from kilopix.english import sentence, with_article
 
 CORNERS = {
@@ -41,6 +44,45 @@ def with_inset(caption: str, inset_caption: str, box: tuple[float, float, float,
     place = place_of(box)
     preposition = "At" if place.endswith("edge") else "In"
     return f"{sentence(caption)} {preposition} the {place}, {_inside(inset_caption)}"
+
+
+def short_with_inset(
+    short: str, inset_short: str, box: tuple[float, float, float, float], rng: random.Random
+) -> str:
+    """A few words for a pasted picture, as prompts are: both things, sometimes with the place or a relation.
+
+    Half are `A photo of a fox and a cup.`, in either order; the others say where the inset lies, or how from
+    the rest. An inset's things are left, right, above or below the others by where its box lies.
+    """
+    lead, thing = _lead(short)
+    _, inset = _lead(inset_short)
+    form = rng.random()
+    if form < 0.5:
+        return sentence(f"{lead}{' and '.join(rng.sample([thing, inset], 2))}")
+    if form < 0.65:
+        return with_inset(short, inset, box)
+    sides = _sides(box)
+    if not sides:
+        return sentence(f"{lead}{thing} with {inset} in the middle")
+    relation, reverse = rng.choice(sides)
+    first, word, second = (inset, relation, thing) if rng.random() < 0.5 else (thing, reverse, inset)
+    return sentence(f"{lead}{first} {word} {second}")
+
+
+def _lead(short: str) -> tuple[str, str]:
+    """A short caption in two: `a photo of ` (or nothing) and the thing that it shows, without a full stop."""
+    text = short.strip().rstrip(".")
+    match = re.match(r"(?:an?|the) (?:\w+ )?(?:image|photo|photograph|picture|view) of ", text, re.IGNORECASE)
+    lead = match.group() if match else ""
+    return lead, _inside(text[len(lead) :]).rstrip(".")
+
+
+def _sides(box: tuple[float, float, float, float]) -> list[tuple[str, str]]:
+    """How a box lies from the picture's middle, and how the middle lies from it."""
+    across, down = _third((box[0] + box[2]) / 2), _third((box[1] + box[3]) / 2)
+    horizontal = [("left of", "right of")] if across == 0 else [("right of", "left of")] if across == 2 else []
+    vertical = [("above", "below")] if down == 0 else [("below", "above")] if down == 2 else []
+    return horizontal + vertical
 
 
 def _inside(caption: str) -> str:

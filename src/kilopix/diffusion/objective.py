@@ -46,7 +46,7 @@ TimeConfig = Annotated[UniformTime | LogitNormalTime | LogNormalSigma, Field(dis
 class ObjectiveConfig(Config):
     """What the network predicts, along which path, and which version of a sample and its text is used.
 
-    `short_captions` is the share of plain samples that are shown with their short caption;
+    `short_captions` is the share of samples, plain or augmented, that are shown with their short caption;
     `self_conditioning` the share that sees the latents of a first pass, in networks that have them.
     """
 
@@ -97,7 +97,7 @@ def draw(config: ObjectiveConfig, batch: int, generator: torch.Generator) -> Dra
     short = torch.rand(batch, generator=generator) < config.short_captions
     self_conditioned = torch.rand(batch, generator=generator) < config.self_conditioning
     augmented = chosen & (t > config.augment_above)
-    return Draw(t, augmented, short & ~augmented, dropped, self_conditioned)
+    return Draw(t, augmented, short, dropped, self_conditioned)
 
 
 def _times(config: ObjectiveConfig, u: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
