@@ -8,16 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import stats
 
 STUDY = Path(__file__).parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import arms  # noqa: E402
 import probe  # noqa: E402
 import race  # noqa: E402
 import tables  # noqa: E402
 
+import run  # noqa: E402
+import study_figures  # noqa: E402
 from kilopix.data.shards import Shards  # noqa: E402
 from kilopix.evaluation.protocol import Card, Score, write_card  # noqa: E402
 from kilopix.generator import Generator  # noqa: E402
@@ -27,7 +32,8 @@ SHA = "0" * 64
 SMALL = [
     *("world.classes=3", "world.images_per_class=16", "world.val_per_class=8", "training.images=32"),
     *("sampling.steps=1", "evaluation.prompts_per_task=2", "evaluation.images_per_prompt=1"),
-    "evaluation.fidelity_images=16",
+    *("evaluation.fidelity_images=16", "training.checkpoint_every=16", "training.keep_every=16"),
+    *("training.batch_size=8", "validation.every=16", "validation.samples=8"),
 ]
 
 
@@ -105,6 +111,29 @@ def test_tables_go_between_their_markers():
         tables.fill(page, "claims", "new")
 
 
+def test_a_seam_is_an_edge_in_the_middle_that_is_not_beside():
+    flat = np.full((64, 64), 100.0)
+    assert run.middle_edge(flat) == 0
+    pasted = flat.copy()
+    pasted[:32, :32] = 140
+    assert run.middle_edge(pasted) == pytest.approx(20)
+    blocks = np.kron(np.indices((8, 8)).sum(0) % 2 * 30.0, np.ones((8, 8)))
+    assert run.middle_edge(blocks) == pytest.approx(0)
+    assert run.middle_edge(np.roll(pasted, 8, (0, 1))) < 0
+
+
+def test_what_is_found_of_two_objects_is_counted():
+    asked = "a photo of a cat and an umbrella"
+    verdicts = [
+        ["two_object", asked, 1, ["umbrella", "cat"]],
+        ["two_object", asked, 0, ["cat", "cat"]],
+        ["two_object", asked, 0, ["car"]],
+        ["two_object", asked, 0, []],
+        ["single_object", "a photo of a cat", 1, ["cat"]],
+    ]
+    assert list(study_figures.found_of_two(verdicts).values()) == [1, 1, 1, 1]
+
+
 def lane(*points: tuple[float, float, float]) -> list[dict]:
     """Points of a race: minutes, mean of six tasks, KID; a hundred images a minute."""
     return [
@@ -162,7 +191,15 @@ def test_a_very_small_study_runs_and_goes_on(tmp_path: Path):
     cards = sorted(path.parent.parent.name for path in kept.glob("*/seed0/card.json"))
     assert cards == ["ta_cutmix", "ta_short"]
     verdicts = json.loads((kept / "ta_cutmix" / "seed0" / "verdicts.json").read_text())
-    assert len({tag for tag, _, _ in verdicts}) == 6
+    assert len({tag for tag, *_ in verdicts}) == 6
     assert len(verdicts) >= 6 * 2
+    facts = json.loads((kept / "ta_cutmix" / "seed0" / run.FACTS).read_text())
+    assert {line["set"] for line in facts["fixed"]} == {"training", "held_out"}
+    assert len(facts["seam"]) == sum(tag in ("single_object", "colors") for tag, *_ in verdicts)
+    assert Image.open(kept / "ta_cutmix" / "seed0" / run.PICTURES).size == (12 * 64, 64)
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "2 were done, 0 done now" in again.stdout
+    subprocess.run([*command, "--curves"], check=True, capture_output=True)
+    scored = json.loads((kept / "ta_cutmix" / "seed0" / run.CURVES).read_text())
+    assert [point["images"] for point in scored] == [16, 32]
+    assert all("KID" in point["scores"] for point in scored)

@@ -1,7 +1,7 @@
 """Draw the figures of the documentation: `python tools/figures.py` writes docs/figures/.
 
 In: the code itself (paths, time distributions, the embedded world, CutMix), the installed model, and what
-`benchmarks/seams.py` and `benchmarks/study/race.py` measured. Out: SVG and PNG files, the same bytes every
+`benchmarks/seams.py` and the study measured. Out: SVG and PNG files, the same bytes every
 time on one machine.
 """
 
@@ -31,6 +31,7 @@ from kilopix.diffusion.objective import LogitNormalTime, ObjectiveConfig, Unifor
 from kilopix.diffusion.paths import EDMPath, GammaPath, StraightPath
 from kilopix.generator import Generator
 from kilopix.runtime import atomic_path
+from study_figures import STUDY_FIGURES
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "figures"
@@ -272,6 +273,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "networks.svg": networks,
     "race.svg": race,
     "installed_model.png": installed_model,
+    **STUDY_FIGURES,
 }
 
 

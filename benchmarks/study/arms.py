@@ -32,10 +32,14 @@ class Claim(Config):
 
 
 class Study(Config):
-    """Arms, trained with each of the seeds on the same pictures, and what is claimed of them."""
+    """Arms, trained with each of the seeds on the same pictures, and what is claimed of them.
+
+    `curves` are evaluation settings for the checkpoints, which are scored with fewer pictures.
+    """
 
     seeds: tuple[int, ...] = Field(min_length=1)
     overrides: tuple[str, ...] = ()
+    curves: tuple[str, ...] = ()
     arms: dict[str, Arm] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
 

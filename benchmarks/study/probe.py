@@ -1,4 +1,4 @@
-"""How far a run has come, in a minute: losses by noise level, what the caption is worth, single objects.
+"""How far a run has come, in a minute: losses by noise level, what the caption is worth, one object and two.
 
     python benchmarks/study/probe.py VALIDATION_SHARDS RUN [RUN ...]
 
@@ -55,14 +55,16 @@ def losses(generator: Generator, shards: Shards, count: int) -> tuple[torch.Tens
     return found[0], found[1] - found[0]
 
 
-def single_objects(generator: Generator, repeats: int) -> float:
-    """The share of pictures of one object in which the judge finds it."""
-    prompts = [prompt for prompt in task_prompts(generator.recipe) if prompt.tag == "single_object"]
-    asked = [prompt for prompt in prompts for _ in range(repeats)]
+def task_shares(generator: Generator, pictures: int) -> dict[str, float]:
+    """The share of right pictures of one and of two objects, of about `pictures` each."""
+    asked = []
+    for tag in ("single_object", "two_object"):
+        prompts = [prompt for prompt in task_prompts(generator.recipe) if prompt.tag == tag]
+        asked += [prompt for prompt in prompts for _ in range(max(1, round(pictures / len(prompts))))]
     images = generator.generate([(prompt.text, i) for i, prompt in enumerate(asked)], batch_size=48)
     pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
     results = score_images(asked, load_judge("cpu").detect(pixels.contiguous()), JUDGE_OPTIONS)
-    return sum(verdict.correct for verdict in results.verdicts) / len(asked)
+    return {task.tag: task.value for task in results.tasks}
 
 
 def main() -> None:
@@ -71,17 +73,18 @@ def main() -> None:
     parser.add_argument("validation", type=Path)
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--samples", type=int, default=192)
-    parser.add_argument("--repeats", type=int, default=6, help="pictures of every object; 0 for none")
+    parser.add_argument("--pictures", type=int, default=72, help="of one object, and of two; 0 for none")
     arguments = parser.parse_args()
     shards = Shards(arguments.validation)
     print("levels", *LEVELS)
     for run in arguments.runs:
         generator = Generator.from_pretrained(run, "cpu")
         loss, worth = losses(generator, shards, arguments.samples)
-        share = single_objects(generator, arguments.repeats) if arguments.repeats else float("nan")
+        shares = task_shares(generator, arguments.pictures) if arguments.pictures else {}
         first = " ".join(f"{x:.3f}" for x in loss.tolist())
         second = " ".join(f"{x:.4f}" for x in worth.tolist())
-        print(f"{run}: loss {first}; caption {second}; single object {share:.1%}", flush=True)
+        told = "".join(f"; {tag.replace('_', ' ')} {share:.1%}" for tag, share in shares.items())
+        print(f"{run}: loss {first}; caption {second}{told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,9 +80,9 @@ def _lead(short: str) -> tuple[str, str]:
 def _sides(box: tuple[float, float, float, float]) -> list[tuple[str, str]]:
     """How a box lies from the picture's middle, and how the middle lies from it."""
     across, down = _third((box[0] + box[2]) / 2), _third((box[1] + box[3]) / 2)
-    horizontal = [("left of", "right of")] if across == 0 else [("right of", "left of")] if across == 2 else []
-    vertical = [("above", "below")] if down == 0 else [("below", "above")] if down == 2 else []
-    return horizontal + vertical
+    horizontal = {0: ("left of", "right of"), 2: ("right of", "left of")}
+    vertical = {0: ("above", "below"), 2: ("below", "above")}
+    return [*filter(None, (horizontal.get(across), vertical.get(down)))]
 
 
 def _inside(caption: str) -> str:
