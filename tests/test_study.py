@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import stats
 
@@ -17,6 +19,7 @@ sys.path.insert(0, str(STUDY))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import arms  # noqa: E402
+import choose  # noqa: E402
 import probe  # noqa: E402
 import race  # noqa: E402
 import tables  # noqa: E402
@@ -24,9 +27,10 @@ import tables  # noqa: E402
 import run  # noqa: E402
 import study_figures  # noqa: E402
 from kilopix.data.shards import Shards  # noqa: E402
+from kilopix.english import plural  # noqa: E402
 from kilopix.evaluation.protocol import Card, Score, write_card  # noqa: E402
 from kilopix.generator import Generator  # noqa: E402
-from kilopix.types import UserError  # noqa: E402
+from kilopix.types import TextStates, UserError  # noqa: E402
 
 SHA = "0" * 64
 SMALL = [
@@ -98,10 +102,9 @@ def test_what_is_shown_of_a_claim(
         for seed, value in enumerate(values):
             keep(tmp_path, arm, seed, value)
     results = tables.read_results(study, tmp_path)
-    found = tables.difference(results, claim.better, claim.base, claim.score)
+    found = tables.difference(results, claim)
     assert tables.verdict(claim, found) == shown
     assert shown in tables.claims_table(results)
-    assert "KID" not in tables.score_names(results)
 
 
 def test_tables_go_between_their_markers():
@@ -175,11 +178,16 @@ def test_the_caption_is_worth_something_to_a_network_that_reads_it(lively: Path,
     loss, worth = probe.losses(Generator.from_pretrained(lively, "cpu"), shards, 16)
     assert loss.shape == worth.shape == (len(probe.LEVELS),)
     assert bool((worth.abs() > 1e-4).all())
-    deaf = Generator.from_pretrained(lively, "cpu")
-    for name, weight in deaf.network.named_parameters():
+    assert probe.losses(deaf(lively), shards, 16)[1].abs().max() == 0
+
+
+def deaf(run_folder: Path) -> Generator:
+    """A network that has learnt nothing from its captions."""
+    generator = Generator.from_pretrained(run_folder, "cpu")
+    for name, weight in generator.network.named_parameters():
         if "text" in name or "cross_attention" in name:
             weight.detach().zero_()
-    assert probe.losses(deaf, shards, 16)[1].abs().max() == 0
+    return generator
 
 
 @pytest.mark.slow
@@ -197,9 +205,81 @@ def test_a_very_small_study_runs_and_goes_on(tmp_path: Path):
     assert {line["set"] for line in facts["fixed"]} == {"training", "held_out"}
     assert len(facts["seam"]) == sum(tag in ("single_object", "colors") for tag, *_ in verdicts)
     assert Image.open(kept / "ta_cutmix" / "seed0" / run.PICTURES).size == (12 * 64, 64)
+    chosen = json.loads((kept / "ta_cutmix" / "seed0" / run.CHOICES).read_text())
+    assert len(chosen) == 6
+    assert {len(answers) for answers in chosen.values()} == {choose.COUNT}
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "2 were done, 0 done now" in again.stdout
     subprocess.run([*command, "--curves"], check=True, capture_output=True)
     scored = json.loads((kept / "ta_cutmix" / "seed0" / run.CURVES).read_text())
     assert [point["images"] for point in scored] == [16, 32]
     assert all("KID" in point["scores"] for point in scored)
+
+
+def test_questions_have_two_captions_of_which_the_picture_shows_one():
+    asked = choose.questions(classes=6, count=40)
+    assert len(asked) == 6 * 40
+    assert asked == choose.questions(classes=6, count=40)
+    for question in asked:
+        items = question.scene.objects
+        assert question.right != question.wrong
+        assert all(item.name in question.right or plural(item.name) in question.right for item in items)
+        if question.task in ("position", "color attr"):
+            assert sorted(re.split(r"\W+", question.right.replace(" an ", " a "))) == sorted(
+                re.split(r"\W+", question.wrong.replace(" an ", " a "))
+            )
+        if question.task == "color attr":
+            assert all(f"{item.color} {item.name}" in question.right for item in items)
+        if question.task == "position":
+            first, second = items
+            dx, dy = first.x - second.x, first.y - second.y
+            relation = "left of" if dx < -0.3 else "right of" if dx > 0.3 else "above" if dy < 0 else "below"
+            assert f"{first.name} {relation} a" in question.right
+        if question.task == "counting":
+            assert question.right.startswith(f"a photo of {choose.NUMBERS[len(items)]} ")
+
+
+def test_a_network_that_reads_captions_prefers_one_and_a_deaf_one_none(lively: Path):
+    asked = choose.questions(classes=3, count=4)
+    found = choose.margins(Generator.from_pretrained(lively, "cpu"), asked)
+    assert found.shape == (24,)
+    assert bool((found.abs() > 1e-6).all())
+    assert torch.equal(found, choose.margins(Generator.from_pretrained(lively, "cpu"), asked))
+    assert choose.margins(deaf(lively), asked).abs().max() == 0
+
+
+def test_a_network_that_knows_the_caption_chooses_it(lively: Path, monkeypatch: pytest.MonkeyPatch):
+    """The loss is taken with each caption for its own picture: one that is smaller for `right` wins."""
+    generator = Generator.from_pretrained(lively, "cpu")
+    asked = choose.questions(generator.recipe.world.classes, 3)
+    states = generator.text_cache.encode([question.right for question in asked]).states.mean((1, 2))
+
+    def losses(_: Generator, data: torch.Tensor, text: TextStates, levels: tuple[float, ...], seed: str):
+        right = torch.isclose(text.states.mean((1, 2)), states, atol=1e-6)
+        return torch.where(right, 0.5, 1.0).expand(len(levels), len(data))
+
+    monkeypatch.setattr(choose, "velocity_losses", losses)
+    assert choose.choices(generator, 3) == {task: [True] * 3 for task in choose_tasks(asked)}
+
+
+def choose_tasks(asked: list[choose.Question]) -> list[str]:
+    tasks = list(dict.fromkeys(question.task for question in asked))
+    assert len(tasks) == 6
+    return tasks
+
+
+def test_wilsons_interval():
+    found = choose.wilson(0.5, 100)
+    assert (found.low, found.high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert choose.wilson(1.0, 20).high == pytest.approx(1)
+
+
+def test_a_claim_that_less_is_better_is_read_the_other_way(study: arms.Study):
+    claim = study.claims[0].model_copy(update={"lower": True})
+    assert tables.verdict(claim, (tables.Interval(-2.0, -3.0, -1.0), 3)) == "confirmed"
+    assert tables.verdict(claim, (tables.Interval(2.0, 1.0, 3.0), 3)) == "contradicted"
+
+
+def test_every_claims_score_is_one_that_is_kept(study: arms.Study):
+    kept = {*tables.JUDGED, "KID", "seam", *(tables.CHOOSES + task for task in ("mean", *tables.TASKS))}
+    assert {claim.score for claim in study.claims} <= kept

@@ -20,11 +20,10 @@ STUDY = Path(__file__).resolve().parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
 from arms import load_study  # noqa: E402
-from tables import Results, over_seeds, read_results  # noqa: E402
+from tables import TASKS, Results, over_seeds, read_results  # noqa: E402
 
 from run import CURVES, DEFAULT, FACTS, KEPT, PICTURES  # noqa: E402
 
-TASKS = ("single object", "two object", "counting", "colors", "position", "color attr")
 COLORS = {
     "aio": "#868e96",
     "ta": "#74c0fc",
@@ -44,14 +43,14 @@ def _results() -> Results:
 
 def _kept(results: Results, arm: str, name: str) -> list[Any]:
     """What was kept under a name, of every seed of an arm that has it."""
-    files = [KEPT / arm / f"seed{seed}" / name for seed in sorted(results.cards[arm])]
+    files = [KEPT / arm / f"seed{seed}" / name for seed in sorted(results.scores[arm])]
     return [json.loads(file.read_text()) for file in files if file.exists()]
 
 
 def tasks() -> Figure:
     """Every arm's score in every task: the mean over the seeds with Student's interval, and each seed."""
     results = _results()
-    arms = list(results.cards)
+    arms = list(results.scores)
     figure, axes = plt.subplots(1, len(TASKS), figsize=(11, 3.0), sharey=True, layout="constrained")
     for axis, task in zip(axes, TASKS, strict=True):
         for row, arm in enumerate(arms):
@@ -76,7 +75,7 @@ def curves() -> Figure:
     results = _results()
     shown = ("mean of six tasks", "two object", "KID")
     figure, axes = plt.subplots(1, len(shown), figsize=(10, 3.2), layout="constrained")
-    for arm in results.cards:
+    for arm in results.scores:
         runs = _kept(results, arm, CURVES)
         if not runs:
             continue
@@ -110,7 +109,7 @@ def two_objects() -> Figure:
     """What the judge finds in pictures that were to show two objects, by arm."""
     results = _results()
     figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-    arms = list(results.cards)
+    arms = list(results.scores)
     for row, arm in enumerate(arms):
         seen = sum((found_of_two(run) for run in _kept(results, arm, "verdicts.json")), Counter())
         left = 0.0
@@ -129,7 +128,7 @@ def losses() -> Figure:
     """The average's loss on training and on held-out pictures, by arm: a gap that grows is overfitting."""
     results = _results()
     figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-    arms = list(results.cards)
+    arms = list(results.scores)
     for row, arm in enumerate(arms):
         for facts in _kept(results, arm, FACTS):
             last = {line["set"]: line["loss"] for line in facts["fixed"] if line["weights"] == "average"}
@@ -146,7 +145,7 @@ def losses() -> Figure:
 def grid() -> Figure:
     """The same prompts and seeds across arms: the first picture of two prompts of every task."""
     results = _results()
-    shown = [arm for arm in results.cards if (KEPT / arm / "seed0" / PICTURES).exists()]
+    shown = [arm for arm in results.scores if (KEPT / arm / "seed0" / PICTURES).exists()]
     verdicts = json.loads((KEPT / shown[0] / "seed0" / "verdicts.json").read_text())
     prompts: dict[str, list[str]] = {}
     for tag, prompt, *_ in verdicts:

@@ -23,12 +23,16 @@ class Arm(Config):
 
 
 class Claim(Config):
-    """That the arm `better` scores higher than the arm `base` on a task (a score's name on the card)."""
+    """That the arm `better` scores higher than the arm `base`, or lower where `lower` is set.
+
+    `score` is a score's name on the card, `chooses` and a task of `choose.py`, or `seam`.
+    """
 
     text: str
     better: str
     base: str
     score: str
+    lower: bool = False
 
 
 class Study(Config):

@@ -13,15 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from levels import velocity_losses
 
 from kilopix.data.loader import collate
 from kilopix.data.shards import Shards
-from kilopix.diffusion.paths import expand
 from kilopix.evaluation.tasks import score_images
 from kilopix.generator import Generator
-from kilopix.network import encode_text, training_predictor
 from kilopix.pretrained.judge import load_judge
-from kilopix.runtime import torch_generator
 from kilopix.stages.evaluate import JUDGE_OPTIONS, task_prompts
 from kilopix.types import TextStates
 
@@ -35,24 +33,12 @@ def losses(generator: Generator, shards: Shards, count: int) -> tuple[torch.Tens
     batch = collate([shards.plain(i, short=True) for i in numbers], shards.index.text_storage)
     moments = generator.whitening.whiten(batch.moments) if generator.whitening else batch.moments
     data = moments.mean
-    objective, network = generator.recipe.objective, generator.network
     half = len(data) // 2
     other = TextStates(batch.text.states.roll(half, 0), batch.text.mask.roll(half, 0))
-    found = []
-    for text in (batch.text, other):
-        context = encode_text(network, text, torch.ones(len(data)))
-        again = torch.zeros(len(data), dtype=torch.bool)
-        predict = training_predictor(network, objective.path, context, batch.window, again)
-        by_level = []
-        for level in LEVELS:
-            t = torch.full((len(data),), level)
-            noise = torch.randn(data.shape, generator=torch_generator("probe", round(level * 100)))
-            point = objective.path.at(expand(t))
-            x = point.mix(data, noise)
-            velocity = point.velocity(*point.data_and_noise(objective.prediction, predict(x, t), x))
-            by_level.append((velocity - point.target("velocity", data, noise)).square().mean())
-        found.append(torch.stack(by_level))
-    return found[0], found[1] - found[0]
+    own, others = (
+        velocity_losses(generator, data, text, LEVELS, "probe").mean(1) for text in (batch.text, other)
+    )
+    return own, others - own
 
 
 def task_shares(generator: Generator, pictures: int) -> dict[str, float]:

@@ -6,8 +6,8 @@
     python benchmarks/study/run.py runs/study --curves        # scores kept checkpoints, for the curves
 
 Every training is a process of its own with its share of the cores. What is scored is kept:
-`benchmarks/results/study/ARM/seedN/card.json`, from which `tables.py` computes, and the verdict on every
-picture, the training's loss, the loss on held-out pictures and the scores of checkpoints beside it.
+`benchmarks/results/study/ARM/seedN/card.json`, from which `tables.py` computes, and beside it the verdict on
+every picture, the captions that it chooses (`choose.py`), the losses, and the scores of checkpoints.
 """
 
 import argparse
@@ -23,8 +23,10 @@ from typing import Any
 
 import numpy as np
 from arms import Arm, Study, load_study
+from choose import choices
 from PIL import Image
 
+from kilopix.generator import Generator
 from kilopix.runtime import atomic_path, say, write_json
 from kilopix.training.checkpoint import checkpoints, read_progress
 from kilopix.validation import RECORD
@@ -32,7 +34,7 @@ from kilopix.validation import RECORD
 HERE = Path(__file__).resolve().parent
 KEPT = HERE.parent / "results" / "study"
 DEFAULT = HERE / "study.toml"
-CURVES, FACTS, PICTURES = "checkpoints.json", "facts.json", "pictures.png"
+CURVES, FACTS, CHOICES, PICTURES = "checkpoints.json", "facts.json", "choices.json", "pictures.png"
 STRIP_OF_A_TASK = 2
 
 
@@ -103,11 +105,12 @@ def train_and_score(study: Study, part: Part, out: Path, kept: Path) -> None:
         return
     settings = [f"evaluation.{key}={value}" for key, value in recipe.evaluation.model_dump().items()]
     evaluate.run(folder / "run", held_out("structured", out), folder / "scores", overrides=settings)
-    keep(part, folder, kept)
+    chosen = choices(Generator.from_pretrained(folder / "run", "cpu"))
+    keep(part, folder, chosen, kept)
 
 
-def keep(part: Part, folder: Path, kept: Path) -> None:
-    """Copy the card, and write what the judge found, losses, seams and some pictures."""
+def keep(part: Part, folder: Path, chosen: dict[str, list[bool]], kept: Path) -> None:
+    """Copy the card; write what the judge found, the captions chosen, losses, seams and some pictures."""
     target = kept / part.folder
     target.mkdir(parents=True, exist_ok=True)
     judged = read_lines(folder / "scores" / "judged.jsonl")
@@ -122,6 +125,10 @@ def keep(part: Part, folder: Path, kept: Path) -> None:
     losses = [[line["images"], line["loss"], line["seconds"]] for line in log[::every]]
     facts = {"training": losses, "fixed": read_lines(folder / "run" / RECORD), "seam": seams(folder, judged)}
     write_json(target / FACTS, facts)
+    # A digit for every question, 1 where the right caption was chosen.
+    write_json(
+        target / CHOICES, {task: "".join(str(int(r)) for r in rights) for task, rights in chosen.items()}
+    )
     with atomic_path(target / PICTURES) as temporary:
         strip_of(folder / "scores", judged).save(temporary, format="png")
     with atomic_path(target / "card.json") as temporary:  # last: a part is done when its card is there

@@ -10,49 +10,64 @@ prompts, so differences are paired.
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from arms import Claim, Study, load_study
 
-from kilopix.evaluation.protocol import Card, read_card
+from kilopix.evaluation.protocol import read_card
 from kilopix.evaluation.statistics import Interval
-from kilopix.runtime import atomic_path
+from kilopix.runtime import atomic_path, read_json
 from kilopix.types import UserError
-from run import DEFAULT, KEPT
+from run import CHOICES, DEFAULT, FACTS, KEPT
 
 # Two-sided 95% points of Student's t by degrees of freedom (Fisher and Yates, table III).
 STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
+CHOOSES = "chooses "
+TASKS = ("single object", "two object", "counting", "colors", "position", "color attr")
+JUDGED = ("mean of six tasks", *TASKS)
+
+
 @dataclass(frozen=True)
 class Results:
-    """The cards of a study by arm and seed."""
+    """Every score of a study by arm and seed: those of the cards, of the choices, and the seam."""
 
     study: Study
-    cards: dict[str, dict[int, Card]]
+    scores: dict[str, dict[int, dict[str, float]]]
 
     def values(self, arm: str, score: str) -> dict[int, float]:
         """A score of an arm by seed."""
-        found = {}
-        for seed, card in self.cards.get(arm, {}).items():
-            for one in card.scores:
-                if one.name == score:
-                    found[seed] = one.value
-        return found
+        return {seed: found[score] for seed, found in self.scores.get(arm, {}).items() if score in found}
 
 
 def read_results(study: Study, kept: Path) -> Results:
-    """The kept cards; cards of one study must be of one protocol but for weights and prompts."""
-    cards: dict[str, dict[int, Card]] = {}
+    """What was kept of the study's arms."""
+    scores: dict[str, dict[int, dict[str, float]]] = {}
     for arm in study.arms:
         for seed in study.seeds:
-            path = kept / arm / f"seed{seed}" / "card.json"
-            if path.exists():
-                cards.setdefault(arm, {})[seed] = read_card(path)
-    if not cards:
+            folder = kept / arm / f"seed{seed}"
+            if (folder / "card.json").exists():
+                scores.setdefault(arm, {})[seed] = _scores_in(folder)
+    if not scores:
         raise UserError(f"{kept}: no cards; run benchmarks/study/run.py first.")
-    return Results(study, cards)
+    return Results(study, scores)
+
+
+def _scores_in(folder: Path) -> dict[str, float]:
+    found = {score.name: score.value for score in read_card(folder / "card.json").scores}
+    if (folder / CHOICES).exists():
+        right = {
+            task: answers.count("1") / len(answers) for task, answers in read_json(folder / CHOICES).items()
+        }
+        found |= {CHOOSES + task: share for task, share in right.items()}
+        found[CHOOSES + "mean"] = sum(right.values()) / len(right)
+    if (folder / FACTS).exists():
+        seams = read_json(folder / FACTS)["seam"]
+        found["seam"] = sum(seams) / len(seams)
+    return found
 
 
 def over_seeds(values: list[float]) -> Interval:
@@ -66,9 +81,9 @@ def over_seeds(values: list[float]) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def difference(results: Results, better: str, base: str, score: str) -> tuple[Interval, int] | None:
-    """The paired difference of two arms over the seeds that both have, and how many those are."""
-    a, b = results.values(better, score), results.values(base, score)
+def difference(results: Results, claim: Claim) -> tuple[Interval, int] | None:
+    """The paired difference of a claim's arms over the seeds that both have, and how many those are."""
+    a, b = (results.values(arm, claim.score) for arm in (claim.better, claim.base))
     seeds = sorted(a.keys() & b.keys())
     return (over_seeds([a[seed] - b[seed] for seed in seeds]), len(seeds)) if seeds else None
 
@@ -77,41 +92,40 @@ def verdict(claim: Claim, found: tuple[Interval, int] | None) -> str:
     """Whether a claim is confirmed: only where three seeds or more, and the interval, say so."""
     if found is None or found[1] < 3:
         return "open: fewer than three seeds"
-    interval, _ = found
-    if interval.low > 0:
-        return "confirmed"
-    return "contradicted" if interval.high < 0 else "not shown"
+    low, high = found[0].low, found[0].high
+    if claim.lower:
+        low, high = -high, -low
+    return "confirmed" if low > 0 else "contradicted" if high < 0 else "not shown"
 
 
-def percent(interval: Interval) -> str:
-    """`12.3 (10.0 to 14.6)`, in points."""
-    value = f"{100 * interval.value:.1f}"
-    return (
-        value
-        if math.isinf(interval.low)
-        else f"{value} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
-    )
+def told(interval: Interval, score: str) -> str:
+    """`12.3 (10.0 to 14.6)`: in points, KID in thousandths, and a seam in grey levels."""
+    scale, digits = {"KID": (1000, 0), "seam": (1, 2)}.get(score, (100, 1))
+    value, low, high = (f"{scale * v:.{digits}f}" for v in (interval.value, interval.low, interval.high))
+    return value if math.isinf(interval.low) else f"{value} ({low} to {high})"
 
 
-def scores_table(results: Results, scores: list[str]) -> str:
-    """One row an arm, one column a score, in percent."""
-    lines = ["| Arm | seeds | " + " | ".join(scores) + " |", "|---" * (2 + len(scores)) + "|"]
-    for name, arm in results.study.arms.items():
+def scores_table(results: Results, scores: Sequence[str]) -> str:
+    """One row an arm, one column a score."""
+    heads = [score.removeprefix(CHOOSES) for score in scores]
+    lines = ["| Arm | seeds | " + " | ".join(heads) + " |", "|---" * (2 + len(scores)) + "|"]
+    for name in results.scores:
         cells = []
         for score in scores:
             values = list(results.values(name, score).values())
-            cells.append(percent(over_seeds(values)) if values else "")
-        lines.append(f"| {arm.title} | {len(results.cards.get(name, {}))} | " + " | ".join(cells) + " |")
+            cells.append(told(over_seeds(values), score) if values else "")
+        seeds = len(results.scores[name])
+        lines.append(f"| {results.study.arms[name].title} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def claims_table(results: Results) -> str:
-    """One row a claim: the difference in points, and what is shown."""
-    lines = ["| Claim | Difference in points | Shown |", "|---|---|---|"]
+    """One row a claim: the difference, and what is shown."""
+    lines = ["| Claim | Score | Difference | Shown |", "|---|---|---|---|"]
     for claim in results.study.claims:
-        found = difference(results, claim.better, claim.base, claim.score)
-        cell = percent(found[0]) if found else ""
-        lines.append(f"| {claim.text} | {cell} | {verdict(claim, found)} |")
+        found = difference(results, claim)
+        cell = told(found[0], claim.score) if found else ""
+        lines.append(f"| {claim.text} | {claim.score} | {cell} | {verdict(claim, found)} |")
     return "\n".join(lines)
 
 
@@ -123,12 +137,6 @@ def fill(page: str, name: str, text: str) -> str:
     return page[: page.index(begin) + len(begin)] + "\n" + text + "\n" + page[page.index(end) :]
 
 
-def score_names(results: Results) -> list[str]:
-    """The tasks of the cards, the mean of them first; splits by seen pairs and KID are left to the cards."""
-    first = next(iter(next(iter(results.cards.values())).values()))
-    return [score.name for score in first.scores if score.name != "KID" and "pairs" not in score.name]
-
-
 def main() -> None:
     """Print the tables, or fill a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -137,7 +145,12 @@ def main() -> None:
     parser.add_argument("--kept", type=Path, default=KEPT)
     arguments = parser.parse_args()
     results = read_results(load_study(arguments.study), arguments.kept)
-    tables = {"scores": scores_table(results, score_names(results)), "claims": claims_table(results)}
+    tables = {
+        "scores": scores_table(results, JUDGED),
+        "choices": scores_table(results, [CHOOSES + task for task in ("mean", *TASKS)]),
+        "seams": scores_table(results, ["seam", "KID"]),
+        "claims": claims_table(results),
+    }
     if arguments.page is None:
         print("\n\n".join(tables.values()))
         return
