@@ -13,12 +13,16 @@ from kilopix.recipe import Recipe, load_recipe
 
 
 class Arm(Config):
-    """One way of training: captions, augmented pictures, and changes of the recipe."""
+    """One way of training: captions, augmented pictures, and changes of the recipe.
+
+    `network` replaces the study's.
+    """
 
     title: str
     recipe: str = "mini"
     captions: Literal["aio", "structured"] = "structured"
     augment: Literal["none", "cutmix", "crop"] = "none"
+    network: tuple[str, ...] | None = None
     overrides: tuple[str, ...] = ()
 
 
@@ -43,6 +47,7 @@ class Study(Config):
 
     seeds: tuple[int, ...] = Field(min_length=1)
     overrides: tuple[str, ...] = ()
+    network: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
     arms: dict[str, Arm] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
@@ -59,7 +64,8 @@ class Study(Config):
 
     def recipe(self, arm: Arm, seed: int) -> Recipe:
         """The recipe of one training."""
-        return load_recipe(arm.recipe, [*self.overrides, *arm.overrides, f"seed={seed}"])
+        network = self.network if arm.network is None else arm.network
+        return load_recipe(arm.recipe, [*network, *self.overrides, *arm.overrides, f"seed={seed}"])
 
 
 def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:

@@ -34,7 +34,7 @@ from kilopix.generator import Generator
 from kilopix.runtime import seed_from
 
 COUNT = 192
-LEVELS = (0.5, 0.65, 0.8, 0.9)
+LEVELS = (0.3, 0.45, 0.6, 0.75)
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 Pair = tuple[str, str | None]
 

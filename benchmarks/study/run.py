@@ -188,7 +188,8 @@ def score_checkpoints(study: Study, part: Part, out: Path, kept: Path) -> None:
 
 def run_all(arguments: argparse.Namespace, study: Study, chosen: list[Part]) -> int:
     """Work through the parts, `--jobs` at a time; returns how many failed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))}
+    share = max(1, (os.cpu_count() or 1) // arguments.jobs)
+    environment = {"OMP_NUM_THREADS": str(share), **os.environ}
     waiting, running, failed = list(chosen), {}, 0
     try:
         while waiting or running:
