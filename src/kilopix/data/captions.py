@@ -12,6 +12,8 @@ CORNERS = {
     (1, 1): "bottom right corner",
 }
 
+LEFT, ABOVE = ("left of", "right of"), ("above", "below")
+
 
 def aio(class_name: str) -> str:
     """`An image of a fox.`, the paper's base line."""
@@ -51,14 +53,15 @@ def short_with_inset(
 ) -> str:
     """A few words for a pasted picture, as prompts are: both things, sometimes with the place or a relation.
 
-    Half are `A photo of a fox and a cup.`, in either order; the others say where the inset lies, or how from
-    the rest. An inset's things are left, right, above or below the others by where its box lies.
+    Half are `A photo of a fox and a cup.`, named as one reads: what is above first, or what is left. The
+    others say where the inset lies, or how from the rest: left, right, above or below by its box.
     """
     lead, thing = _lead(short)
     _, inset = _lead(inset_short)
     form = rng.random()
     if form < 0.5:
-        return sentence(f"{lead}{' and '.join(rng.sample([thing, inset], 2))}")
+        named = [inset, thing] if _sides(box)[-1:] in ([ABOVE], [LEFT]) else [thing, inset]
+        return sentence(f"{lead}{' and '.join(named)}")
     if form < 0.65:
         return with_inset(short, inset, box)
     sides = _sides(box)
@@ -80,8 +83,7 @@ def _lead(short: str) -> tuple[str, str]:
 def _sides(box: tuple[float, float, float, float]) -> list[tuple[str, str]]:
     """How a box lies from the picture's middle, and how the middle lies from it."""
     across, down = _third((box[0] + box[2]) / 2), _third((box[1] + box[3]) / 2)
-    horizontal = {0: ("left of", "right of"), 2: ("right of", "left of")}
-    vertical = {0: ("above", "below"), 2: ("below", "above")}
+    horizontal, vertical = {0: LEFT, 2: LEFT[::-1]}, {0: ABOVE, 2: ABOVE[::-1]}
     return [*filter(None, (horizontal.get(across), vertical.get(down)))]
 
 
