@@ -64,7 +64,8 @@ def test_pictures_augmented_online_are_those_of_augment(photos: Path, tmp_path: 
     offline = read_manifest(tmp_path / "cutmix" / "manifest.parquet")
     augmented = ("--augmented", tmp_path / "cutmix" / "manifest.parquet")
     assert cli("encode", captions, tmp_path / "offline", SIZE, *augmented).code == 0
-    assert cli("encode", captions, tmp_path / "online", SIZE, "--online").code == 0
+    setting = "data.augment.setting=all"
+    assert cli("encode", captions, tmp_path / "online", SIZE, setting, "--online").code == 0
     refused = cli("encode", captions, tmp_path / "both", SIZE, "--online", *augmented)
     assert "leave out --augmented" in refused.err
     first, second = Shards(tmp_path / "offline"), Shards(tmp_path / "online")

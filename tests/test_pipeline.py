@@ -17,7 +17,7 @@ from kilopix.data.shards import Shards
 from kilopix.data.sources import open_image
 from kilopix.data.verify import check_shards_are_whole
 from kilopix.demo import run as run_demo
-from kilopix.evaluation.protocol import read_card
+from kilopix.evaluation.protocol import like, read_card
 from kilopix.generator import Generator
 from kilopix.training.checkpoint import read_weights
 from tiny import TINY, Cli
@@ -249,6 +249,20 @@ def test_evaluation_settings_can_change_and_others_cannot(tiny_demo: Path, tmp_p
     assert next(s for s in card.scores if s.name == "counting").n == 4
     assert "only settings of evaluation" in cli(*scored, "training.images=3").err
     assert "images_per_prompt was 2 and is now 3" in cli(*scored, "evaluation.images_per_prompt=3").err
+
+
+def test_prompts_that_say_where_are_a_protocol_of_their_own(tiny_demo: Path, tmp_path: Path, cli: Cli):
+    few = ("evaluation.images_per_prompt=1", "evaluation.prompts_per_task=2", "evaluation.prompt_style=placed")
+    done = cli("evaluate", tiny_demo / "run", tiny_demo / "held_out.parquet", "-o", tmp_path / "s", *few)
+    assert done.code == 0, done.err
+    card, plain = read_card(tmp_path / "s" / "card.json"), read_card(tiny_demo / "scores" / "card.json")
+    assert (card.prompt_style, plain.prompt_style) == ("placed", "plain")
+    assert "prompt_style" in like(card, plain)
+    judged = [json.loads(line) for line in (tmp_path / "s" / "judged.jsonl").read_text().splitlines()]
+    two = [line for line in judged if line["tag"] in ("two_object", "position", "color_attr")]
+    assert len(two) == 6
+    assert all(" corner, a" in line["prompt"] for line in two)
+    assert not any("corner" in line["prompt"] for line in judged if line not in two)
 
 
 def test_dry_run_prints_and_writes_nothing(tiny_demo: Path, tmp_path: Path, cli: Cli):

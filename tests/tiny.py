@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 TINY = [
     "world.classes=4",
+    "data.augment.setting=all",
     "world.images_per_class=12",
     "world.val_per_class=6",
     "data.image_size=32",

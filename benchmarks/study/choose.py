@@ -108,6 +108,26 @@ def _position(names: list[str], rng: random.Random) -> Question:
     return Question("position", scene, f"{a} {relation} {b}", f"{b} {relation} {a}")
 
 
+CORNERS = {
+    "top left": (0.25, 0.25),
+    "top right": (0.75, 0.25),
+    "bottom left": (0.25, 0.75),
+    "bottom right": (0.75, 0.75),
+}
+
+
+def _placed(names: list[str], rng: random.Random) -> Question:
+    first, second = rng.sample(names, 2)
+    corner, (x, y) = rng.choice(list(CORNERS.items()))
+    large = _item(_any_color(first, rng), (1 - 0.8 * x - 0.1, 1 - 0.8 * y - 0.1), (0.45, 0.6), rng)
+    small = _item(_any_color(second, rng), (x, y), (0.26, 0.4), rng)
+    a, b = with_article(first), with_article(second)
+    scene = _scene([large, small], rng)
+    return Question(
+        "place", scene, f"{a}. In the {corner} corner, {b}.", f"{b}. In the {corner} corner, {a}."
+    )
+
+
 def _attributes(names: list[str], rng: random.Random) -> Question:
     first, second = rng.sample(names, 2)
     one, other = rng.sample(HUES, 2)
@@ -138,7 +158,7 @@ def questions(classes: int, count: int) -> list[Question]:
     colored = [item.name for item in OBJECTS[:classes] if item.recolorable]
     asks: list[tuple[Ask, list[str]]] = [
         *((_single, names), (_two, names), (_counting, names)),
-        *((_colored, colored), (_position, names), (_attributes, colored)),
+        *((_colored, colored), (_position, names), (_placed, names), (_attributes, colored)),
     ]
     made = []
     for ask, known in asks:

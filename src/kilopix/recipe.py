@@ -100,12 +100,16 @@ class TrainingConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """How many prompts and pictures a score is made of."""
+    """How many prompts and pictures a score is made of.
+
+    Prompts of two objects are GenEval's own (`plain`), or say where things are, as captions do (`placed`).
+    """
 
     prompts_per_task: int = Field(default=64, ge=1)
     images_per_prompt: int = Field(default=1, ge=1)
     fidelity_images: int = Field(default=512, ge=16)
     batch_size: int = Field(default=64, ge=1)
+    prompt_style: Literal["plain", "placed"] = "plain"
 
 
 class Recipe(Config):

@@ -23,6 +23,7 @@ from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfi
 from kilopix.evaluation.fidelity import kernel_distance_interval
 from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
 from kilopix.evaluation.geneval_prompts import world_prompts
+from kilopix.evaluation.placed import placed
 from kilopix.evaluation.protocol import Card, Score, read_card, write_card
 from kilopix.evaluation.statistics import bootstrap
 from kilopix.evaluation.tasks import Results, observations, score_images
@@ -68,7 +69,10 @@ def run(
     sampling = changes.apply(recipe.sampling)
     prompts = task_prompts(recipe)
     rows = _spread(reference.rows, recipe.evaluation.fidelity_images)
-    prompts_sha256 = sha256_of_text(prompts_to_text(prompts) + "\n".join(row.caption for row in rows))
+    style = recipe.evaluation.prompt_style
+    texts = [placed(prompt) if style == "placed" else prompt.text for prompt in prompts]
+    asked_for = prompts_to_text(prompts) + ("\n".join(texts) + "\n" if style == "placed" else "")
+    prompts_sha256 = sha256_of_text(asked_for + "\n".join(row.caption for row in rows))
     judge, features = load_judge(generator.device), load_efficientnet_lite0(generator.device)
     evaluator_sha256 = sha256_of_text(judge.fingerprint + features.fingerprint)
     protocol = {
@@ -90,7 +94,7 @@ def run(
     report_left_out(left_out, out / "failures.jsonl")
     repeats = recipe.evaluation.images_per_prompt
     asked = [prompt for prompt in prompts for _ in range(repeats)]
-    judged_jobs = _jobs(out / "tasks", [prompt.text for prompt in asked], seed)
+    judged_jobs = _jobs(out / "tasks", [text for text in texts for _ in range(repeats)], seed)
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
     _make_pictures(generator, judged_jobs + fidelity_jobs, sampling, recipe.evaluation.batch_size)
     say("looking at the pictures ...")
@@ -107,6 +111,7 @@ def run(
         checkpoint_sha256=generator.fingerprint,
         recipe_sha256=recipe.fingerprint(),
         prompts_sha256=prompts_sha256,
+        prompt_style=style,
         seeds=(seed,),
         sampler=sampling.sampler,
         steps=sampling.steps,
