@@ -252,7 +252,9 @@ def test_evaluation_settings_can_change_and_others_cannot(tiny_demo: Path, tmp_p
 
 
 def test_prompts_that_say_where_are_a_protocol_of_their_own(tiny_demo: Path, tmp_path: Path, cli: Cli):
-    few = ("evaluation.images_per_prompt=1", "evaluation.prompts_per_task=2", "evaluation.prompt_style=placed")
+    few = [
+        f"evaluation.{key}" for key in ("images_per_prompt=1", "prompts_per_task=2", "prompt_style=placed")
+    ]
     done = cli("evaluate", tiny_demo / "run", tiny_demo / "held_out.parquet", "-o", tmp_path / "s", *few)
     assert done.code == 0, done.err
     card, plain = read_card(tmp_path / "s" / "card.json"), read_card(tiny_demo / "scores" / "card.json")

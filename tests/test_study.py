@@ -206,7 +206,7 @@ def test_a_very_small_study_runs_and_goes_on(tmp_path: Path):
     assert len(facts["seam"]) == sum(tag in ("single_object", "colors") for tag, *_ in verdicts)
     assert Image.open(kept / "ta_cutmix" / "seed0" / run.PICTURES).size == (12 * 64, 64)
     chosen = json.loads((kept / "ta_cutmix" / "seed0" / run.CHOICES).read_text())
-    assert len(chosen) == 6
+    assert len(chosen) == 7
     assert {len(answers) for answers in chosen.values()} == {choose.COUNT}
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "2 were done, 0 done now" in again.stdout
@@ -218,15 +218,15 @@ def test_a_very_small_study_runs_and_goes_on(tmp_path: Path):
 
 def test_questions_have_two_captions_of_which_the_picture_shows_one():
     asked = choose.questions(classes=6, count=40)
-    assert len(asked) == 6 * 40
+    assert len(asked) == 7 * 40
     assert asked == choose.questions(classes=6, count=40)
     for question in asked:
         items = question.scene.objects
         assert question.right != question.wrong
         assert all(item.name in question.right or plural(item.name) in question.right for item in items)
-        if question.task in ("position", "color attr"):
-            assert sorted(re.split(r"\W+", question.right.replace(" an ", " a "))) == sorted(
-                re.split(r"\W+", question.wrong.replace(" an ", " a "))
+        if question.task in ("position", "place", "color attr"):
+            assert sorted(re.split(r"\W+", question.right.lower().replace(" an ", " a "))) == sorted(
+                re.split(r"\W+", question.wrong.lower().replace(" an ", " a "))
             )
         if question.task == "color attr":
             assert all(f"{item.color} {item.name}" in question.right for item in items)
@@ -242,7 +242,7 @@ def test_questions_have_two_captions_of_which_the_picture_shows_one():
 def test_a_network_that_reads_captions_prefers_one_and_a_deaf_one_none(lively: Path):
     asked = choose.questions(classes=3, count=4)
     found = choose.margins(Generator.from_pretrained(lively, "cpu"), asked)
-    assert found.shape == (24,)
+    assert found.shape == (28,)
     assert bool((found.abs() > 1e-6).all())
     assert torch.equal(found, choose.margins(Generator.from_pretrained(lively, "cpu"), asked))
     assert choose.margins(deaf(lively), asked).abs().max() == 0
@@ -264,7 +264,7 @@ def test_a_network_that_knows_the_caption_chooses_it(lively: Path, monkeypatch: 
 
 def choose_tasks(asked: list[choose.Question]) -> list[str]:
     tasks = list(dict.fromkeys(question.task for question in asked))
-    assert len(tasks) == 6
+    assert len(tasks) == 7
     return tasks
 
 
@@ -281,5 +281,6 @@ def test_a_claim_that_less_is_better_is_read_the_other_way(study: arms.Study):
 
 
 def test_every_claims_score_is_one_that_is_kept(study: arms.Study):
-    kept = {*tables.JUDGED, "KID", "seam", *(tables.CHOOSES + task for task in ("mean", *tables.TASKS))}
+    kept = {*tables.JUDGED, "KID", "seam", *(tables.CHOOSES + t for t in ("mean", "place", *tables.TASKS))}
+    kept |= {tables.STANDS + task for task in tables.JUDGED}
     assert {claim.score for claim in study.claims} <= kept

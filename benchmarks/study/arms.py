@@ -29,7 +29,8 @@ class Arm(Config):
 class Claim(Config):
     """That the arm `better` scores higher than the arm `base`, or lower where `lower` is set.
 
-    `score` is a score's name on the card, `chooses` and a task of `choose.py`, or `seam`.
+    `score` is a score's name on the card, `placed` and one on that of prompts that say where, `chooses` and a
+    task of `choose.py`, or `seam`.
     """
 
     text: str

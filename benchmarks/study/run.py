@@ -36,6 +36,8 @@ KEPT = HERE.parent / "results" / "study"
 DEFAULT = HERE / "study.toml"
 CURVES, FACTS, CHOICES, PICTURES = "checkpoints.json", "facts.json", "choices.json", "pictures.png"
 STRIP_OF_A_TASK = 2
+STYLES = {"plain": "scores", "placed": "placed"}
+PLACED = "placed.json"
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,10 @@ def train_and_score(study: Study, part: Part, out: Path, kept: Path) -> None:
     held_out_shards = held_out_shards_of(part.arm, out)
     if not train.run(shards_of(part.arm, out), folder / "run", recipe, validation=held_out_shards):
         return
-    settings = [f"evaluation.{key}={value}" for key, value in recipe.evaluation.model_dump().items()]
-    evaluate.run(folder / "run", held_out("structured", out), folder / "scores", overrides=settings)
+    for style, scores in STYLES.items():
+        settings = {**recipe.evaluation.model_dump(), "prompt_style": style}
+        overrides = [f"evaluation.{key}={value}" for key, value in settings.items()]
+        evaluate.run(folder / "run", held_out("structured", out), folder / scores, overrides=overrides)
     chosen = choices(Generator.from_pretrained(folder / "run", "cpu"))
     keep(part, folder, chosen, kept)
 
@@ -131,6 +135,7 @@ def keep(part: Part, folder: Path, chosen: dict[str, list[bool]], kept: Path) ->
     )
     with atomic_path(target / PICTURES) as temporary:
         strip_of(folder / "scores", judged).save(temporary, format="png")
+    shutil.copyfile(folder / "placed" / "card.json", target / PLACED)
     with atomic_path(target / "card.json") as temporary:  # last: a part is done when its card is there
         shutil.copyfile(folder / "scores" / "card.json", temporary)
 

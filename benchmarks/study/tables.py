@@ -20,15 +20,16 @@ from kilopix.evaluation.protocol import read_card
 from kilopix.evaluation.statistics import Interval
 from kilopix.runtime import atomic_path, read_json
 from kilopix.types import UserError
-from run import CHOICES, DEFAULT, FACTS, KEPT
+from run import CHOICES, DEFAULT, FACTS, KEPT, PLACED
 
 # Two-sided 95% points of Student's t by degrees of freedom (Fisher and Yates, table III).
 STUDENT = (math.inf, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
-CHOOSES = "chooses "
+CHOOSES, STANDS = "chooses ", "placed "
 TASKS = ("single object", "two object", "counting", "colors", "position", "color attr")
 JUDGED = ("mean of six tasks", *TASKS)
+TOGETHER = ("two object", "position", "color attr")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ def read_results(study: Study, kept: Path) -> Results:
 
 def _scores_in(folder: Path) -> dict[str, float]:
     found = {score.name: score.value for score in read_card(folder / "card.json").scores}
+    if (folder / PLACED).exists():
+        found |= {STANDS + score.name: score.value for score in read_card(folder / PLACED).scores}
     if (folder / CHOICES).exists():
         right = {
             task: answers.count("1") / len(answers) for task, answers in read_json(folder / CHOICES).items()
@@ -107,7 +110,7 @@ def told(interval: Interval, score: str) -> str:
 
 def scores_table(results: Results, scores: Sequence[str]) -> str:
     """One row an arm, one column a score."""
-    heads = [score.removeprefix(CHOOSES) for score in scores]
+    heads = [score.removeprefix(CHOOSES).removeprefix(STANDS) for score in scores]
     lines = ["| Arm | seeds | " + " | ".join(heads) + " |", "|---" * (2 + len(scores)) + "|"]
     for name in results.scores:
         cells = []
@@ -147,7 +150,8 @@ def main() -> None:
     results = read_results(load_study(arguments.study), arguments.kept)
     tables = {
         "scores": scores_table(results, JUDGED),
-        "choices": scores_table(results, [CHOOSES + task for task in ("mean", *TASKS)]),
+        "placed": scores_table(results, [STANDS + task for task in TOGETHER]),
+        "choices": scores_table(results, [CHOOSES + task for task in ("mean", *TASKS, "place")]),
         "seams": scores_table(results, ["seam", "KID"]),
         "claims": claims_table(results),
     }
