@@ -5,6 +5,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ sys.path.insert(0, str(STUDY))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 import arms  # noqa: E402
+import ceiling  # noqa: E402
 import choose  # noqa: E402
 import probe  # noqa: E402
 import race  # noqa: E402
@@ -26,6 +28,7 @@ import tables  # noqa: E402
 
 import run  # noqa: E402
 import study_figures  # noqa: E402
+from kilopix.data.manifest import read_manifest  # noqa: E402
 from kilopix.data.shards import Shards  # noqa: E402
 from kilopix.english import plural  # noqa: E402
 from kilopix.evaluation.protocol import Card, Score, write_card  # noqa: E402
@@ -284,3 +287,20 @@ def test_every_claims_score_is_one_that_is_kept(study: arms.Study):
     kept = {*tables.JUDGED, "KID", "seam", *(tables.CHOOSES + t for t in ("mean", "place", *tables.TASKS))}
     kept |= {tables.STANDS + task for task in tables.JUDGED}
     assert {claim.score for claim in study.claims} <= kept
+
+
+def test_intervals_of_shares_end_where_shares_do(study: arms.Study, tmp_path: Path):
+    for seed, value in enumerate((0.0, 0.02, 0.1)):
+        keep(tmp_path, "aio", seed, value)
+    table = tables.scores_table(tables.read_results(study, tmp_path), ["two object"])
+    assert "| 4.0 (0.0 to 17.1) |" in table
+
+
+def test_the_judge_finds_more_of_whole_pictures_than_of_pasted_ones(tiny_demo: Path):
+    pasted = read_manifest(tiny_demo / "augmented" / "manifest.parquet")
+    plain = read_manifest(tiny_demo / "captions.parquet")
+    answers = ceiling.found(pasted.root, pasted.rows)
+    assert len(answers) == len(pasted.rows) > 20
+    whole = [first for first, _ in ceiling.found(plain.root, [replace(r, partner="x/y") for r in plain.rows])]
+    assert sum(whole) / len(whole) > 0.9
+    assert 0 < sum(first and second for first, second in answers) / len(answers) < sum(whole) / len(whole)

@@ -116,10 +116,17 @@ def scores_table(results: Results, scores: Sequence[str]) -> str:
         cells = []
         for score in scores:
             values = list(results.values(name, score).values())
-            cells.append(told(over_seeds(values), score) if values else "")
+            cells.append(told(_within(over_seeds(values), score), score) if values else "")
         seeds = len(results.scores[name])
         lines.append(f"| {results.study.arms[name].title} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _within(interval: Interval, score: str) -> Interval:
+    """An interval cut where a share ends: Student's knows nothing of 0% and 100%."""
+    if score in ("KID", "seam") or math.isinf(interval.low):
+        return interval
+    return Interval(interval.value, max(interval.low, 0.0), min(interval.high, 1.0))
 
 
 def claims_table(results: Results) -> str:
