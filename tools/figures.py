@@ -37,6 +37,11 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs" / "figures"
 SEAMS = ROOT / "benchmarks" / "results" / "seams.json"
 RACE = ROOT / "benchmarks" / "results" / "study" / "race.json"
+TWO_OBJECTS = (
+    "A photo of a cat. In the top left corner, a banana.",
+    "A photo of a penguin. In the bottom right corner, a pizza.",
+    "A photo of a green car. In the top right corner, a pink balloon.",
+)
 LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 BLUE, ORANGE, GREY, GREEN = "#3b5bdb", "#e8590c", "#868e96", "#2b8a3e"
 STYLE: dict[Any, Any] = {
@@ -250,16 +255,16 @@ def race() -> Figure:
 
 
 def installed_model() -> Figure:
-    """What the installed model makes of the demo's prompts: the seeds 0 to 3, none chosen."""
+    """What the installed model makes of the demo's prompts and three more: the seeds 0 to 3, none chosen."""
     generator = Generator.from_pretrained("mini", "cpu")
-    prompts = prompts_for(generator.recipe)
-    figure, axes = plt.subplots(4, 3, figsize=(9, 4.3), layout="constrained")
+    prompts = [*prompts_for(generator.recipe), *TWO_OBJECTS]
+    figure, axes = plt.subplots(5, 3, figsize=(9, 5.4), layout="constrained")
     for axis, prompt in zip(axes.flat, prompts, strict=True):
         pictures = [np.asarray(image) for image in generator(prompt, num_images=4)]
         gap = np.full((pictures[0].shape[0], 3, 3), 255, np.uint8)
         strip = [part for picture in pictures for part in (picture, gap)][:-1]
         axis.imshow(np.concatenate(strip, axis=1), interpolation="bicubic")
-        axis.set_xlabel(prompt.removeprefix("a photo of "), fontsize=8, labelpad=3)
+        axis.set_xlabel(prompt[len("a photo of ") :], fontsize=8, labelpad=3)
         axis.set_xticks([])
         axis.set_yticks([])
         axis.spines[:].set_visible(False)

@@ -6,6 +6,7 @@ Out: matplotlib figures.
 
 import json
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,7 @@ def grid() -> Figure:
         _strip(axis, KEPT / arm / "seed0" / PICTURES, results.study.arms[arm].title)
     axes[0].xaxis.tick_top()
     places = (np.arange(len(texts)) + 0.5) * 64
-    axes[0].set_xticks(
-        places, [text.replace(" and ", "\nand ").replace(" of ", " of\n") for text in texts], fontsize=6
-    )
+    axes[0].set_xticks(places, [textwrap.fill(text, 15) for text in texts], fontsize=6)
     return figure
 
 

@@ -114,6 +114,7 @@ CORNERS = {
     "bottom left": (0.25, 0.75),
     "bottom right": (0.75, 0.75),
 }
+OPPOSITE = dict(zip(CORNERS, reversed(CORNERS), strict=True))
 
 
 def _placed(names: list[str], rng: random.Random) -> Question:
@@ -123,9 +124,9 @@ def _placed(names: list[str], rng: random.Random) -> Question:
     small = _item(_any_color(second, rng), (x, y), (0.26, 0.4), rng)
     a, b = with_article(first), with_article(second)
     scene = _scene([large, small], rng)
-    return Question(
-        "place", scene, f"{a}. In the {corner} corner, {b}.", f"{b}. In the {corner} corner, {a}."
-    )
+    # The other corner, not the other order: a network may take whatever is named first for the large one.
+    right, wrong = (f"{a}. In the {where} corner, {b}." for where in (corner, OPPOSITE[corner]))
+    return Question("place", scene, right, wrong)
 
 
 def _attributes(names: list[str], rng: random.Random) -> Question:
