@@ -21,7 +21,7 @@ STUDY = Path(__file__).resolve().parents[1] / "benchmarks" / "study"
 sys.path.insert(0, str(STUDY))
 
 from arms import load_study  # noqa: E402
-from tables import TASKS, Results, over_seeds, read_results  # noqa: E402
+from tables import CHOOSES, Results, over_seeds, read_results  # noqa: E402
 
 from run import CURVES, DEFAULT, FACTS, KEPT, PICTURES  # noqa: E402
 
@@ -33,6 +33,16 @@ COLORS = {
     "ta_cutmix_all": "#f59f00",
     "ta_crop": "#2b8a3e",
     "cad_i": "#ae3ec9",
+}
+SHOWN = {
+    "mean of six tasks": "mean of six tasks, %",
+    "single object": "single object, %",
+    "colors": "colors, %",
+    CHOOSES + "colors": "caption chosen: colors, %",
+    CHOOSES + "two object": "caption chosen: two object, %",
+    CHOOSES + "place": "caption chosen: place, %",
+    CHOOSES + "position": "caption chosen: position, %",
+    CHOOSES + "color attr": "caption chosen: color attr, %",
 }
 FOUND = ("both", "one of them", "neither, but others", "nothing")
 SHADES = ("#2b8a3e", "#94d82d", "#fab005", "#ced4da")
@@ -49,32 +59,38 @@ def _kept(results: Results, arm: str, name: str) -> list[Any]:
 
 
 def tasks() -> Figure:
-    """Every arm's score in every task: the mean over the seeds with Student's interval, and each seed."""
+    """The scores that tell arms apart: the mean over the seeds with Student's interval, and each seed."""
     results = _results()
     arms = list(results.scores)
-    figure, axes = plt.subplots(1, len(TASKS), figsize=(11, 3.0), sharey=True, layout="constrained")
-    for axis, task in zip(axes, TASKS, strict=True):
+    figure, axes = plt.subplots(2, 4, figsize=(10, 4.4), sharey=True, layout="constrained")
+    for axis, (score, title) in zip(axes.flat, SHOWN.items(), strict=True):
         for row, arm in enumerate(arms):
-            values = [100 * value for value in results.values(arm, task).values()]
+            values = [100 * value for value in results.values(arm, score).values()]
             found = over_seeds(values)
             if len(values) > 1:
-                axis.plot(
-                    [max(found.low, 0), min(found.high, 100)], [row, row], color=COLORS[arm], lw=2, alpha=0.5
-                )
+                ends = [max(found.low, 0), min(found.high, 100)]
+                axis.plot(ends, [row, row], color=COLORS[arm], lw=2, alpha=0.5)
             axis.plot(values, [row] * len(values), "o", ms=3, color=COLORS[arm], alpha=0.5)
             axis.plot(found.value, row, "D", ms=5, color=COLORS[arm])
-        axis.set(title=task, xlabel="%")
-        axis.set_xlim(left=-2)
+        if score.startswith(CHOOSES):
+            axis.axvline(50, color="black", lw=0.7, ls=":")
+            axis.set_xlim(15, 102)
+        else:
+            axis.set_xlim(left=-1)
+        axis.set_title(title, fontsize=8)
         axis.grid(axis="x", lw=0.3)
-    axes[0].set_yticks(range(len(arms)), [results.study.arms[arm].title for arm in arms], fontsize=7)
-    axes[0].invert_yaxis()
+    labels = [textwrap.fill(results.study.arms[arm].title, 18) for arm in arms]
+    axes[0, 0].set_yticks(range(len(arms)), labels, fontsize=7)
+    axes[0, 0].invert_yaxis()
+    for axis in axes[:, 0]:
+        axis.tick_params(axis="y", labelsize=7)
     return figure
 
 
 def curves() -> Figure:
     """Scores against images seen, from the checkpoints that were scored; one line an arm, the seeds' mean."""
     results = _results()
-    shown = ("mean of six tasks", "two object", "KID")
+    shown = ("mean of six tasks", "single object", "KID")
     figure, axes = plt.subplots(1, len(shown), figsize=(10, 3.2), layout="constrained")
     for arm in results.scores:
         runs = _kept(results, arm, CURVES)
