@@ -170,6 +170,7 @@ def test_no_tab_is_wider_than_a_phone(live: Live):
         phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
         browser.get(live.url)
+        find(browser, "#kp-prompt textarea")  # before it is there, a tab that is opened can miss its event
         for name, selector in TABS.items():
             open_tab(browser, name)
             find(browser, selector)
