@@ -207,7 +207,8 @@ def test_a_very_small_study_runs_and_goes_on(tmp_path: Path):
     facts = json.loads((kept / "ta_cutmix" / "seed0" / run.FACTS).read_text())
     assert {line["set"] for line in facts["fixed"]} == {"training", "held_out"}
     assert len(facts["seam"]) == sum(tag in ("single_object", "colors") for tag, *_ in verdicts)
-    assert Image.open(kept / "ta_cutmix" / "seed0" / run.PICTURES).size == (12 * 64, 64)
+    with Image.open(kept / "ta_cutmix" / "seed0" / run.PICTURES) as strip:
+        assert strip.size == (12 * 64, 64)
     chosen = json.loads((kept / "ta_cutmix" / "seed0" / run.CHOICES).read_text())
     assert len(chosen) == 7
     assert {len(answers) for answers in chosen.values()} == {choose.COUNT}
