@@ -7,7 +7,6 @@ pictures that it has not seen. `tools/figures.py` draws it.
 """
 
 import argparse
-import math
 import random
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from kilopix.data.world.objects import OBJECTS
 from kilopix.data.world.render import render
 from kilopix.data.world.scenes import one_object_scene
 from kilopix.diffusion.paths import StraightPath, expand
+from kilopix.evaluation.statistics import wilson_interval
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.runtime import seed_from, write_json
 
@@ -100,12 +100,10 @@ def accuracy(
     return (told == unseen[1]).float().mean().item()
 
 
-def wilson(share: float, count: int) -> list[float]:
-    """The 95% interval of a share (Wilson 1927)."""
-    z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return [round(middle - half, 4), round(middle + half, 4)]
+def interval(share: float, count: int) -> list[float]:
+    """The 95% interval of a share, as it is kept."""
+    found = wilson_interval(share, count)
+    return [round(found.low, 4), round(found.high, 4)]
 
 
 def measure(count: int, epochs: int) -> dict[str, object]:
@@ -129,9 +127,9 @@ def measure(count: int, epochs: int) -> dict[str, object]:
         row = {
             "t": t,
             "seam": round(seam, 4),
-            "seam_interval": wilson(seam, len(seams[1][0])),
+            "seam_interval": interval(seam, len(seams[1][0])),
             "class": round(kind, 4),
-            "class_interval": wilson(kind, len(classes[1][0])),
+            "class_interval": interval(kind, len(classes[1][0])),
         }
         print(row, flush=True)
         rows.append(row)

@@ -277,12 +277,6 @@ def choose_tasks(asked: list[choose.Question]) -> list[str]:
     return tasks
 
 
-def test_wilsons_interval():
-    found = choose.wilson(0.5, 100)
-    assert (found.low, found.high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
-    assert choose.wilson(1.0, 20).high == pytest.approx(1)
-
-
 def test_a_claim_that_less_is_better_is_read_the_other_way(study: arms.Study):
     claim = study.claims[0].model_copy(update={"lower": True})
     assert tables.verdict(claim, (tables.Interval(-2.0, -3.0, -1.0), 3)) == "confirmed"

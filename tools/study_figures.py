@@ -61,10 +61,9 @@ def _kept(results: Results, arm: str, name: str) -> list[Any]:
 def tasks() -> Figure:
     """The scores that tell arms apart: the mean over the seeds with Student's interval, and each seed."""
     results = _results()
-    arms = list(results.scores)
     figure, axes = plt.subplots(2, 4, figsize=(10, 4.4), sharey=True, layout="constrained")
     for axis, (score, title) in zip(axes.flat, SHOWN.items(), strict=True):
-        for row, arm in enumerate(arms):
+        for row, arm in enumerate(results.scores):
             values = [100 * value for value in results.values(arm, score).values()]
             found = over_seeds(values)
             if len(values) > 1:
@@ -79,12 +78,16 @@ def tasks() -> Figure:
             axis.set_xlim(left=-1)
         axis.set_title(title, fontsize=8)
         axis.grid(axis="x", lw=0.3)
-    labels = [textwrap.fill(results.study.arms[arm].title, 18) for arm in arms]
-    axes[0, 0].set_yticks(range(len(arms)), labels, fontsize=7)
-    axes[0, 0].invert_yaxis()
-    for axis in axes[:, 0]:
-        axis.tick_params(axis="y", labelsize=7)
+    _name_rows(axes[0, 0], results)
+    axes[1, 0].tick_params(axis="y", labelsize=7)
     return figure
+
+
+def _name_rows(axis: Axes, results: Results) -> None:
+    """A row for every arm, the first on top, with its title."""
+    titles = [textwrap.fill(results.study.arms[arm].title, 20) for arm in results.scores]
+    axis.set_yticks(range(len(titles)), titles, fontsize=7)
+    axis.invert_yaxis()
 
 
 def curves() -> Figure:
@@ -126,16 +129,14 @@ def two_objects() -> Figure:
     """What the judge finds in pictures that were to show two objects, by arm."""
     results = _results()
     figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-    arms = list(results.scores)
-    for row, arm in enumerate(arms):
+    for row, arm in enumerate(results.scores):
         seen = sum((found_of_two(run) for run in _kept(results, arm, "verdicts.json")), Counter())
         left = 0.0
         for kind, shade in zip(FOUND, SHADES, strict=True):
             share = 100 * seen[kind] / max(1, seen.total())
             axis.barh(row, share, left=left, color=shade, label=kind if row == 0 else None)
             left += share
-    axis.set_yticks(range(len(arms)), [results.study.arms[arm].title for arm in arms], fontsize=7)
-    axis.invert_yaxis()
+    _name_rows(axis, results)
     axis.set(xlabel="% of pictures asked to show two objects", xlim=(0, 100))
     axis.legend(frameon=False, fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     return figure
@@ -145,16 +146,14 @@ def losses() -> Figure:
     """The average's loss on training and on held-out pictures, by arm: a gap that grows is overfitting."""
     results = _results()
     figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
-    arms = list(results.scores)
-    for row, arm in enumerate(arms):
+    for row, arm in enumerate(results.scores):
         for facts in _kept(results, arm, FACTS):
             last = {line["set"]: line["loss"] for line in facts["fixed"] if line["weights"] == "average"}
             training, held_out = last["training"], last["held_out"]
             axis.plot([training, held_out], [row, row], "-", color=COLORS[arm], lw=1)
             axis.plot(training, row, "o", color=COLORS[arm], ms=4, mfc="white")
             axis.plot(held_out, row, "o", color=COLORS[arm], ms=4)
-    axis.set_yticks(range(len(arms)), [results.study.arms[arm].title for arm in arms], fontsize=7)
-    axis.invert_yaxis()
+    _name_rows(axis, results)
     axis.set(xlabel="loss with the arm's own long captions: training (open), held-out (full)")
     return figure
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from choose import wilson
 from PIL import Image
 
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Row, read_manifest
+from kilopix.evaluation.statistics import wilson_interval
 from kilopix.pretrained.judge import load_judge
 from kilopix.types import UserError
 
@@ -50,7 +50,7 @@ def main() -> None:
         if chosen:
             answers = found(manifest.root, chosen)
             first, pasted = (sum(one) / len(answers) for one in zip(*answers, strict=True))
-            both = wilson(sum(a and b for a, b in answers) / len(answers), len(answers))
+            both = wilson_interval(sum(a and b for a, b in answers) / len(answers), len(answers))
             interval = f"{both.value:.1%} ({both.low:.1%} to {both.high:.1%})"
             print(f"{setting}: first {first:.1%}, pasted {pasted:.1%}, both {interval} of {len(answers)}")
 

@@ -13,7 +13,6 @@ know yet.
 """
 
 import argparse
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +28,7 @@ from kilopix.data.world.objects import HUES, OBJECTS, training_colors
 from kilopix.data.world.render import render
 from kilopix.data.world.scenes import LARGEST_TILT, Scene, SceneObject
 from kilopix.english import plural, with_article
-from kilopix.evaluation.statistics import Interval
+from kilopix.evaluation.statistics import wilson_interval
 from kilopix.generator import Generator
 from kilopix.runtime import seed_from
 
@@ -198,13 +197,6 @@ def choices(generator: Generator, count: int = COUNT) -> dict[str, list[bool]]:
     return found
 
 
-def wilson(share: float, n: int, z: float = 1.96) -> Interval:
-    """Wilson's 95% interval of a share of n."""
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(share, middle - half, middle + half)
-
-
 def main() -> None:
     """Print a line for every run and task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -213,7 +205,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for run in arguments.runs:
         found = choices(Generator.from_pretrained(run, "cpu"), arguments.count)
-        shares = {task: wilson(sum(right) / len(right), len(right)) for task, right in found.items()}
+        shares = {task: wilson_interval(sum(right) / len(right), len(right)) for task, right in found.items()}
         told = (f"{task} {i.value:.1%} ({i.low:.1%} to {i.high:.1%})" for task, i in shares.items())
         print(f"{run}: " + "; ".join(told), flush=True)
 

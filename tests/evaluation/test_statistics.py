@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from kilopix.evaluation import statistics
-from kilopix.evaluation.statistics import bootstrap, observe, paired_bootstrap, percentile_interval
+from kilopix.evaluation.statistics import (
+    bootstrap,
+    observe,
+    paired_bootstrap,
+    percentile_interval,
+    wilson_interval,
+)
 from kilopix.types import UserError
 
 
@@ -106,3 +112,9 @@ def test_one_prompt_has_no_width():
     interval = bootstrap(observe([1.0, 0.0], ["a", "a"]))
     assert interval.low == interval.high == interval.value == 0.5
     assert math.isfinite(interval.low)
+
+
+def test_wilsons_interval():
+    found = wilson_interval(0.5, 100)
+    assert (found.low, found.high) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert wilson_interval(1.0, 20).high == pytest.approx(1)

@@ -3,6 +3,7 @@
 In: one value a picture, with its prompt and its task. Out: an `Interval`.
 """
 
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -106,6 +107,14 @@ def percentile_interval(value: float, draws: Float64[np.ndarray, " r"], level: f
     """The estimate between the percentiles that leave out (1 - level) / 2 of the draws on either side."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
+
+
+def wilson_interval(share: float, n: int) -> Interval:
+    """The 95% interval of a share of `n` independent trials (Wilson 1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(share, middle - half, middle + half)
 
 
 def _by_prompt(scores: Observations) -> tuple[np.ndarray, np.ndarray]:
