@@ -51,25 +51,26 @@ def with_inset(caption: str, inset_caption: str, box: tuple[float, float, float,
 def short_with_inset(
     short: str, inset_short: str, box: tuple[float, float, float, float], rng: random.Random
 ) -> str:
-    """A few words for a pasted picture, as prompts are: both things, sometimes with the place or a relation.
+    """A few words for a pasted picture, as prompts are: both things and a relation, or the place of one.
 
-    Half are `A photo of a fox and a cup.`, named as one reads: what is above first, or what is left. The
-    others say where the inset lies, or how from the rest: left, right, above or below by its box.
+    The same words mean nearly the same picture always, so that a network can draw them before it has learnt to
+    choose: what is named first fills the picture, and `A photo of a fox and a cup.` has its cup below or on
+    the right. Where it is above or on the left, a relation says so; where it is both, as in the top right
+    corner, no relation is as clear as the place, which is told there.
     """
     lead, thing = _lead(short)
     _, inset = _lead(inset_short)
-    form = rng.random()
-    if form < 0.5:
-        named = [inset, thing] if _sides(box)[-1:] in ([ABOVE], [LEFT]) else [thing, inset]
-        return sentence(f"{lead}{' and '.join(named)}")
-    if form < 0.65:
-        return with_inset(short, inset, box)
     sides = _sides(box)
+    form = rng.random()
     if not sides:
         return sentence(f"{lead}{thing} with {inset} in the middle")
-    relation, reverse = rng.choice(sides)
-    first, word, second = (inset, relation, thing) if rng.random() < 0.5 else (thing, reverse, inset)
-    return sentence(f"{lead}{first} {word} {second}")
+    after = {inset_is in ("right of", "below") for inset_is, _ in sides}
+    if len(after) > 1 or form < 0.15:
+        return with_inset(short, inset, box)
+    if after == {True} and form < 0.65:
+        return sentence(f"{lead}{thing} and {inset}")
+    _, relation = rng.choice(sides)
+    return sentence(f"{lead}{thing} {relation} {inset}")
 
 
 def _lead(short: str) -> tuple[str, str]:
