@@ -31,8 +31,12 @@ COLORS = {
     "ta_short": "#3b5bdb",
     "ta_cutmix": "#e8590c",
     "ta_cutmix_all": "#f59f00",
+    "ta_cutmix_low": "#fcc419",
+    "ta_cutmix_high": "#c92a2a",
     "ta_crop": "#2b8a3e",
     "cad_i": "#ae3ec9",
+    "ta_short_long": "#1b2a6b",
+    "ta_cutmix_long": "#8c3503",
 }
 SHOWN = {
     "mean of six tasks": "mean of six tasks, %",
@@ -61,7 +65,9 @@ def _kept(results: Results, arm: str, name: str) -> list[Any]:
 def tasks() -> Figure:
     """The scores that tell arms apart: the mean over the seeds with Student's interval, and each seed."""
     results = _results()
-    figure, axes = plt.subplots(2, 4, figsize=(10, 4.4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(
+        2, 4, figsize=(10, 1.0 + 0.5 * len(results.scores)), sharey=True, layout="constrained"
+    )
     for axis, (score, title) in zip(axes.flat, SHOWN.items(), strict=True):
         for row, arm in enumerate(results.scores):
             values = [100 * value for value in results.values(arm, score).values()]
@@ -85,7 +91,7 @@ def tasks() -> Figure:
 
 def _name_rows(axis: Axes, results: Results) -> None:
     """A row for every arm, the first on top, with its title."""
-    titles = [textwrap.fill(results.study.arms[arm].title, 20) for arm in results.scores]
+    titles = [textwrap.fill(results.study.arms[arm].title, 26) for arm in results.scores]
     axis.set_yticks(range(len(titles)), titles, fontsize=7)
     axis.invert_yaxis()
 
@@ -128,7 +134,7 @@ def found_of_two(verdicts: list[list[Any]]) -> Counter[str]:
 def two_objects() -> Figure:
     """What the judge finds in pictures that were to show two objects, by arm."""
     results = _results()
-    figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.34 * len(results.scores)), layout="constrained")
     for row, arm in enumerate(results.scores):
         seen = sum((found_of_two(run) for run in _kept(results, arm, "verdicts.json")), Counter())
         left = 0.0
@@ -145,7 +151,7 @@ def two_objects() -> Figure:
 def losses() -> Figure:
     """The average's loss on training and on held-out pictures, by arm: a gap that grows is overfitting."""
     results = _results()
-    figure, axis = plt.subplots(figsize=(8, 2.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 0.8 + 0.34 * len(results.scores)), layout="constrained")
     for row, arm in enumerate(results.scores):
         for facts in _kept(results, arm, FACTS):
             last = {line["set"]: line["loss"] for line in facts["fixed"] if line["weights"] == "average"}

@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -193,6 +194,7 @@ def score_checkpoints(study: Study, part: Part, out: Path, kept: Path) -> None:
 
 def run_all(arguments: argparse.Namespace, study: Study, chosen: list[Part]) -> int:
     """Work through the parts, `--jobs` at a time; returns how many failed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # trainings are stopped on the way out
     share = max(1, (os.cpu_count() or 1) // arguments.jobs)
     environment = {"OMP_NUM_THREADS": str(share), **os.environ}
     waiting, running, failed = list(chosen), {}, 0
