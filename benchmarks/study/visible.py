@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ceiling import found
+
 from kilopix.data.manifest import Row, read_manifest, write_manifest
 from kilopix.runtime import say
 
