@@ -63,8 +63,14 @@ def test_the_study_names_its_arms(study: arms.Study):
     assert len(study.claims) >= 3
     assert len(study.seeds) >= 3
     assert {arm.augment for arm in study.arms.values()} == {"none", "cutmix", "crop"}
-    seen = {study.recipe(arm, 1).training.images for arm in study.arms.values()}
-    assert len(seen) == 1, "arms are compared after the same number of pictures"
+    for claim in study.claims:
+        seen = {study.recipe(study.arms[arm], 1).training.images for arm in (claim.better, claim.base)}
+        assert len(seen) == 1, "arms are compared after the same number of pictures"
+
+
+def test_a_change_is_made_to_every_arm():
+    changed = arms.load_study(STUDY / "study.toml", ("training.images=64",))
+    assert {changed.recipe(arm, 1).training.images for arm in changed.arms.values()} == {64}
 
 
 def test_a_claim_about_an_unknown_arm_is_refused(tmp_path: Path):

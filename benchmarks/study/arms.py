@@ -43,6 +43,7 @@ class Claim(Config):
 class Study(Config):
     """Arms, trained with each of the seeds on the same pictures, and what is claimed of them.
 
+    `overrides` are the settings of all arms, which an arm may change; `changes`, of the command line, are last.
     `curves` are evaluation settings for the checkpoints, which are scored with fewer pictures.
     """
 
@@ -50,6 +51,7 @@ class Study(Config):
     overrides: tuple[str, ...] = ()
     network: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
     arms: dict[str, Arm] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
 
@@ -66,14 +68,16 @@ class Study(Config):
     def recipe(self, arm: Arm, seed: int) -> Recipe:
         """The recipe of one training."""
         network = self.network if arm.network is None else arm.network
-        return load_recipe(arm.recipe, [*network, *self.overrides, *arm.overrides, f"seed={seed}"])
+        return load_recipe(
+            arm.recipe, [*network, *self.overrides, *arm.overrides, *self.changes, f"seed={seed}"]
+        )
 
 
-def load_study(path: Path, overrides: tuple[str, ...] = ()) -> Study:
-    """Read and check a study; `overrides` are added to those of all arms."""
+def load_study(path: Path, changes: tuple[str, ...] = ()) -> Study:
+    """Read and check a study; `changes` are made to every arm."""
     values = read_toml(path)
-    parse_overrides(overrides)
-    values["overrides"] = [*values.get("overrides", []), *overrides]
+    parse_overrides(changes)
+    values["changes"] = changes
     study = parse(Study, values, str(path))
     for arm in study.arms.values():
         for seed in study.seeds:
