@@ -3,22 +3,32 @@
     python tools/ship_weights.py RUN src/kilopix/assets/weights/mini.safetensors
 
 In: a run or checkpoint whose autoencoder is a patch codec. Out: one safetensors file with the averaged
-weights in float16, the codec, and the recipe in the header.
+weights in float16, the codec, and the recipe in the header. Images seen are those of all runs, from the first
+on, where one started from the weights of another.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kilopix.export.weights_file import write_weights
 from kilopix.generator import Generator
 from kilopix.pretrained.patch_codec import PatchCodec
-from kilopix.runtime import say
+from kilopix.runtime import read_json, say
+from kilopix.stages.train import RECIPE
 from kilopix.types import UserError
 
 LARGEST = 8_000_000
 """Bytes; what every install of kilopix can carry."""
+
+
+def seen_before(record: dict[str, Any]) -> int:
+    """The images of the runs that a run started from, as its `recipe.json` records them."""
+    start = record.get("started_from")
+    return int(start["images_seen"]) + seen_before(start) if start else 0
 
 
 def ship(run: Path, out: Path) -> None:
@@ -29,6 +39,9 @@ def ship(run: Path, out: Path) -> None:
     size = sum(2 * value.numel() for value in generator.network.state_dict().values())
     if size > LARGEST:
         raise UserError(f"{run}: {size / 1e6:.1f} MB of weights; at most {LARGEST / 1e6:.0f} MB can ship.")
+    record = run / RECIPE
+    before = seen_before(read_json(record)) if record.exists() else 0
+    generator = replace(generator, images_seen=generator.images_seen + before)
     write_weights(generator, out, torch.float16)
     say(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {generator.images_seen:,} images seen.")
 

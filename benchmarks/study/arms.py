@@ -43,7 +43,7 @@ class Claim(Config):
 class Study(Config):
     """Arms, trained with each of the seeds on the same pictures, and what is claimed of them.
 
-    `overrides` are the settings of all arms, which an arm may change; `changes`, of the command line, are last.
+    `overrides` hold for all arms, unless an arm says otherwise; `changes`, of the command line, come last.
     `curves` are evaluation settings for the checkpoints, which are scored with fewer pictures.
     """
 
