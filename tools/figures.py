@@ -38,8 +38,8 @@ OUT = ROOT / "docs" / "figures"
 SEAMS = ROOT / "benchmarks" / "results" / "seams.json"
 RACE = ROOT / "benchmarks" / "results" / "study" / "race.json"
 TWO_OBJECTS = (
-    "A photo of a cat. In the top left corner, a banana.",
-    "A photo of a penguin. In the bottom right corner, a pizza.",
+    "a photo of a cat and a banana",
+    "a photo of a penguin and a pizza",
     "A photo of a green car. In the top right corner, a pink balloon.",
 )
 LEVELS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
