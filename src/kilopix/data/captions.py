@@ -53,10 +53,10 @@ def short_with_inset(
 ) -> str:
     """A few words for a pasted picture, as prompts are: both things and a relation, or the place of one.
 
-    The same words mean nearly the same picture always, so that a network can draw them before it has learnt to
+    The same words mean nearly the same picture always, so that a network can draw it before it has learnt to
     choose: what is named first fills the picture, and `A photo of a fox and a cup.` has its cup below or on
-    the right. Where it is above or on the left, a relation says so; where it is both, as in the top right
-    corner, no relation is as clear as the place, which is told there.
+    the right. Where it is above or on the left, a relation says so; where the two sides disagree, as in the
+    top right corner, no relation is as clear as the place, which is told there.
     """
     lead, thing = _lead(short)
     _, inset = _lead(inset_short)
