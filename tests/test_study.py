@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ import choose  # noqa: E402
 import probe  # noqa: E402
 import race  # noqa: E402
 import tables  # noqa: E402
+import visible  # noqa: E402
 
 import run  # noqa: E402
 import study_figures  # noqa: E402
@@ -121,6 +123,24 @@ def test_tables_go_between_their_markers():
     assert tables.fill(page, "scores", "new") == "a\n<!-- scores -->\nnew\n<!-- /scores -->\nb\n"
     with pytest.raises(UserError, match="claims"):
         tables.fill(page, "claims", "new")
+
+
+def test_only_pictures_in_which_both_are_seen_are_kept(
+    tiny_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("one", "two"):
+        shutil.copytree(tiny_demo / "augmented", tmp_path / name)
+    rows = read_manifest(tmp_path / "one" / "manifest.parquet").rows
+    assert len(rows) > 3
+    seen = {row.path: (i % 2 == 0, i % 3 > 0) for i, row in enumerate(rows)}
+    monkeypatch.setattr(visible, "found", lambda _, rows: [seen[row.path] for row in rows])
+    visible.keep_visible([tmp_path / "one", tmp_path / "two"], tmp_path / "visible.parquet")
+    kept = read_manifest(tmp_path / "visible.parquet")
+    wanted = [path for path, both in seen.items() if all(both)]
+    assert [row.path for row in kept.rows] == [f"{name}/{path}" for name in ("one", "two") for path in wanted]
+    assert all((kept.root / row.path).is_file() for row in kept.rows)
+    with pytest.raises(UserError, match="above"):
+        visible.keep_visible([tmp_path / "one"], tmp_path / "two" / "visible.parquet")
 
 
 def test_a_seam_is_an_edge_in_the_middle_that_is_not_beside():

@@ -17,30 +17,37 @@ from ceiling import found
 
 from kilopix.data.manifest import Row, read_manifest, write_manifest
 from kilopix.runtime import say
+from kilopix.types import UserError
 
 BATCH = 500
 
 
-def main() -> None:
-    """Write the manifest, and say how many are kept."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("augmented", type=Path, nargs="+", help="folders that `kilopix augment` wrote")
-    parser.add_argument("--out", type=Path, required=True, help="manifest to write, in a folder above them")
-    arguments = parser.parse_args()
-    root = arguments.out.resolve().parent
+def keep_visible(folders: list[Path], out: Path) -> None:
+    """Write the manifest `out`, which lies above all `folders`, and say how many are kept."""
+    root = out.resolve().parent
     kept: list[Row] = []
     of = 0
-    for folder in arguments.augmented:
+    for folder in folders:
         manifest = read_manifest(folder / "manifest.parquet")
         of += len(manifest.rows)
+        if not manifest.root.resolve().is_relative_to(root):
+            raise UserError(f"{out}: give it a place in a folder above {folder}, whose pictures it names.")
         below = manifest.root.resolve().relative_to(root)
         for i in range(0, len(manifest.rows), BATCH):
             rows = manifest.rows[i : i + BATCH]
             seen = zip(rows, found(manifest.root, rows), strict=True)
             kept += [replace(row, path=(below / row.path).as_posix()) for row, both in seen if all(both)]
-    job = {"stage": "visible", "of": [str(folder) for folder in arguments.augmented]}
-    write_manifest(arguments.out, root, kept, job)
-    say(f"{arguments.out}: {len(kept)} of {of} pictures are kept.")
+    write_manifest(out, root, kept, {"stage": "visible", "of": [str(folder) for folder in folders]})
+    say(f"{out}: {len(kept)} of {of} pictures are kept.")
+
+
+def main() -> None:
+    """Read the arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("augmented", type=Path, nargs="+", help="folders that `kilopix augment` wrote")
+    parser.add_argument("--out", type=Path, required=True, help="manifest to write, in a folder above them")
+    arguments = parser.parse_args()
+    keep_visible(arguments.augmented, arguments.out)
 
 
 if __name__ == "__main__":
