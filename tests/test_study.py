@@ -23,18 +23,25 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import arms  # noqa: E402
 import ceiling  # noqa: E402
 import choose  # noqa: E402
+import methods  # noqa: E402
 import probe  # noqa: E402
 import race  # noqa: E402
 import tables  # noqa: E402
+import trials  # noqa: E402
 import visible  # noqa: E402
 
+import kilopix.step  # noqa: E402
 import run  # noqa: E402
 import study_figures  # noqa: E402
 from kilopix.data.manifest import read_manifest  # noqa: E402
 from kilopix.data.shards import Shards  # noqa: E402
+from kilopix.diffusion.objective import ObjectiveConfig  # noqa: E402
 from kilopix.english import plural  # noqa: E402
 from kilopix.evaluation.protocol import Card, Score, write_card  # noqa: E402
 from kilopix.generator import Generator  # noqa: E402
+from kilopix.network import build_network  # noqa: E402
+from kilopix.step import StepLoader, StepLoss  # noqa: E402
+from kilopix.training.parallel import Processes  # noqa: E402
 from kilopix.types import TextStates, UserError  # noqa: E402
 
 SHA = "0" * 64
@@ -330,3 +337,73 @@ def test_the_judge_finds_more_of_whole_pictures_than_of_pasted_ones(tiny_demo: P
     whole = [first for first, _ in ceiling.found(plain.root, [replace(r, partner="x/y") for r in plain.rows])]
     assert sum(whole) / len(whole) > 0.9
     assert 0 < sum(first and second for first, second in answers) / len(answers) < sum(whole) / len(whole)
+
+
+@pytest.fixture
+def trials_study() -> arms.Study:
+    return arms.load_study(STUDY / "trials.toml")
+
+
+def test_a_trial_changes_one_thing_of_the_studys_arm(study: arms.Study, trials_study: arms.Study):
+    base = study.recipe(study.arms[trials.BASE], 0).model_dump()
+    assert len(trials_study.arms) >= 15
+    assert {arm.method for arm in trials_study.arms.values()} == {"usual", "aligned", "contrastive"}
+    kept = ("checkpoint_every", "keep_every")  # says nothing of what is trained
+    for arm in trials_study.arms.values():
+        assert (arm.captions, arm.augment) == ("structured", "cutmix")
+        changed = trials_study.recipe(arm, 0).model_dump()
+        for key in kept:
+            changed["training"][key] = base["training"][key]
+        sections = [name for name in base if base[name] != changed[name]]
+        assert len(sections) == (arm.method == "usual"), arm.title
+        assert arm.method == "usual" or not arm.overrides
+        assert bool(arm.encoding) == ("autoencoder" in sections)
+
+
+def test_trials_are_told_by_their_differences_from_the_same_seed():
+    assert trials.cell([], "KID") == ""
+    assert trials.cell([-0.0124], "KID") == "-12"
+    assert trials.cell([0.01, 0.03], "chooses mean") == "+2.0 (+1.0, +3.0)"
+    assert trials.cell([0.01, 0.02, 0.03], "chooses mean").startswith("2.0 (-0.5 to 4.5)")
+
+
+def test_contrastive_loss_is_less_for_what_is_far_from_the_next_sample():
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 4, 3, 2, 2, generator=generator)
+    t, config = torch.full((4,), 0.5), ObjectiveConfig()
+    target = noise - latents
+    own = methods.contrastive_loss(config, lambda x, t: target, latents, noise, t, 0.05)
+    apart = (target - target.roll(1, 0)).square().mean((1, 2, 3))
+    assert own == pytest.approx(-0.05 * apart)
+    further = methods.contrastive_loss(config, lambda x, t: target / 0.95, latents, noise, t, 0.05)
+    assert further.mean() < own.mean()
+
+
+def test_alignment_reaches_the_first_half_of_the_blocks_alone(tiny_demo: Path):
+    shards = tiny_demo / "shards"
+    recipe = Generator.from_pretrained(tiny_demo / "run", "cpu").recipe
+    index = Shards(shards).index
+    network = build_network(recipe, index.latent_shape[0], index.text_width)
+    names = set(network.state_dict())
+    loss = methods.AlignedLoss(network, recipe, torch.float32, shards)
+    usual = StepLoss(network, recipe, torch.float32)
+    assert set(network.state_dict()) == names
+    batch = StepLoader(Shards(shards), recipe, Processes(), 8).load((0, 8))
+    extra = loss(batch) - usual(batch)
+    assert 0 < extra < 1
+    extra.backward()
+    half = len(network.blocks) // 2
+    reached = [
+        any(p.grad is not None and p.grad.any() for p in block.parameters()) for block in network.blocks
+    ]
+    assert any(reached[:half])
+    assert not any(reached[half:])
+    features = loss._features
+    assert features(batch.latents[:2]) == pytest.approx(features(batch.latents)[:2], abs=2e-3)
+
+
+def test_another_way_of_training_ends_with_its_context(tiny_demo: Path):
+    usual = kilopix.step.loss_per_sample
+    with methods.trained_by("contrastive", tiny_demo / "shards"):
+        assert kilopix.step.loss_per_sample is methods.contrastive_loss
+    assert kilopix.step.loss_per_sample is usual

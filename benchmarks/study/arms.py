@@ -6,6 +6,7 @@ In: a TOML file. Out: a frozen `Study`; an unknown key, arm or score is an error
 from pathlib import Path
 from typing import Literal
 
+from methods import Method
 from pydantic import Field, model_validator
 
 from kilopix.config import Config, parse, parse_overrides, read_toml
@@ -15,7 +16,7 @@ from kilopix.recipe import Recipe, load_recipe
 class Arm(Config):
     """One way of training: captions, augmented pictures, and changes of the recipe.
 
-    `network` replaces the study's.
+    `network` replaces the study's; `method` is one of `methods.py`; arms with one `encoding` share shards.
     """
 
     title: str
@@ -24,6 +25,8 @@ class Arm(Config):
     augment: Literal["none", "cutmix", "crop"] = "none"
     network: tuple[str, ...] | None = None
     overrides: tuple[str, ...] = ()
+    method: Method = "usual"
+    encoding: str = ""
 
 
 class Claim(Config):

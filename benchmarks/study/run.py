@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from arms import Arm, Study, load_study
 from choose import choices
+from methods import trained_by
 from PIL import Image
 
 from kilopix.generator import Generator
@@ -89,12 +90,12 @@ def held_out(captions: str, out: Path) -> Path:
 
 def shards_of(arm: Arm, out: Path) -> Path:
     """The shards that an arm trains on."""
-    return out / f"shards_{arm.captions}_{arm.augment}"
+    return out / f"shards_{arm.captions}_{arm.augment}{arm.encoding}"
 
 
 def held_out_shards_of(arm: Arm, out: Path) -> Path:
     """Shards of held-out pictures, encoded as those that an arm trains on."""
-    return out / f"held_out_{arm.captions}_{arm.augment}"
+    return out / f"held_out_{arm.captions}_{arm.augment}{arm.encoding}"
 
 
 def train_and_score(study: Study, part: Part, out: Path, kept: Path) -> None:
@@ -103,9 +104,10 @@ def train_and_score(study: Study, part: Part, out: Path, kept: Path) -> None:
 
     recipe = study.recipe(part.arm, part.seed)
     folder = out / part.folder
-    held_out_shards = held_out_shards_of(part.arm, out)
-    if not train.run(shards_of(part.arm, out), folder / "run", recipe, validation=held_out_shards):
-        return
+    shards, held_out_shards = shards_of(part.arm, out), held_out_shards_of(part.arm, out)
+    with trained_by(part.arm.method, shards):
+        if not train.run(shards, folder / "run", recipe, validation=held_out_shards):
+            return
     for style, scores in STYLES.items():
         settings = {**recipe.evaluation.model_dump(), "prompt_style": style}
         overrides = [f"evaluation.{key}={value}" for key, value in settings.items()]
