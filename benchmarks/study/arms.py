@@ -47,13 +47,15 @@ class Study(Config):
     """Arms, trained with each of the seeds on the same pictures, and what is claimed of them.
 
     `overrides` hold for all arms, unless an arm says otherwise; `changes`, of the command line, come last.
-    `curves` are evaluation settings for the checkpoints, which are scored with fewer pictures.
+    `curves` are evaluation settings for the checkpoints, which are scored with fewer pictures. `styles` are
+    those of the prompts that a training is scored with.
     """
 
     seeds: tuple[int, ...] = Field(min_length=1)
     overrides: tuple[str, ...] = ()
     network: tuple[str, ...] = ()
     curves: tuple[str, ...] = ()
+    styles: tuple[Literal["plain", "placed"], ...] = ("plain", "placed")
     changes: tuple[str, ...] = ()
     arms: dict[str, Arm] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()

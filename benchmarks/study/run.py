@@ -108,10 +108,10 @@ def train_and_score(study: Study, part: Part, out: Path, kept: Path) -> None:
     with trained_by(part.arm.method, shards):
         if not train.run(shards, folder / "run", recipe, validation=held_out_shards):
             return
-    for style, scores in STYLES.items():
+    for style in study.styles:
         settings = {**recipe.evaluation.model_dump(), "prompt_style": style}
         overrides = [f"evaluation.{key}={value}" for key, value in settings.items()]
-        evaluate.run(folder / "run", held_out("structured", out), folder / scores, overrides=overrides)
+        evaluate.run(folder / "run", held_out("structured", out), folder / STYLES[style], overrides=overrides)
     chosen = choices(Generator.from_pretrained(folder / "run", "cpu"))
     keep(part, folder, chosen, kept)
 
@@ -138,7 +138,8 @@ def keep(part: Part, folder: Path, chosen: dict[str, list[bool]], kept: Path) ->
     )
     with atomic_path(target / PICTURES) as temporary:
         strip_of(folder / "scores", judged).save(temporary, format="png")
-    shutil.copyfile(folder / "placed" / "card.json", target / PLACED)
+    if (folder / STYLES["placed"]).exists():
+        shutil.copyfile(folder / STYLES["placed"] / "card.json", target / PLACED)
     with atomic_path(target / "card.json") as temporary:  # last: a part is done when its card is there
         shutil.copyfile(folder / "scores" / "card.json", temporary)
 
