@@ -48,7 +48,8 @@ class Study(Config):
 
     `overrides` hold for all arms, unless an arm says otherwise; `changes`, of the command line, come last.
     `curves` are evaluation settings for the checkpoints, which are scored with fewer pictures. `styles` are
-    those of the prompts that a training is scored with.
+    those of the prompts that a training is scored with. In a study of trials, `against` is the arm of
+    `study.toml` that each of them changes.
     """
 
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -59,6 +60,7 @@ class Study(Config):
     changes: tuple[str, ...] = ()
     arms: dict[str, Arm] = Field(min_length=1)
     claims: tuple[Claim, ...] = ()
+    against: str = ""
 
     @model_validator(mode="after")
     def _claims_name_arms(self):
