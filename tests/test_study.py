@@ -357,10 +357,30 @@ def test_a_trial_changes_one_thing_of_the_studys_arm(study: arms.Study, file: st
         assert bool(arm.encoding) == ("autoencoder" in sections)
 
 
-def test_trials_are_told_by_their_differences_from_the_same_seed():
-    assert trials.cell([-0.0124], "KID") == "-12"
-    assert trials.cell([0.01, 0.03], "chooses mean") == "+2.0 (+1.0, +3.0)"
-    assert trials.cell([0.01, 0.02, 0.03], "chooses mean") == "+2.0 (-0.5 to 4.5)"
+def test_what_chance_does_is_what_arm_and_seed_do_not_explain():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.1, (60, 40))
+    values = rng.normal(size=(60, 1)) + rng.normal(size=(1, 40)) + noise
+    deviation, degrees = trials.spread(values.tolist())
+    assert degrees == 59 * 39
+    assert deviation == pytest.approx(0.1, rel=0.05)
+
+
+def test_a_trial_is_told_from_its_arm_by_what_chance_does(tmp_path: Path):
+    study = arms.load_study(STUDY / "study.toml")
+    for i, arm in enumerate(trials.ALIKE):
+        for seed in study.seeds:
+            keep(tmp_path, arm, seed, 0.1 * i + (0.01 if (i + seed) % 2 else -0.01))
+    results = tables.read_results(study, tmp_path)
+    trial = replace(results, study=trials.load_trials("trials.toml"))
+    trial.scores["routed"] = {0: {"KID": results.values("ta_cutmix", "KID")[0] + 0.05}}
+    found = trials.difference(trial, results, "routed", "KID")
+    assert found.value == pytest.approx(0.05)
+    deviation, degrees = trials.chance(results, "KID")
+    assert found.high - found.value == pytest.approx(stats.t.ppf(0.975, degrees) * deviation * 2**0.5)
+    assert degrees == 12
+    assert trials.cell(found, "KID").startswith("**+50 (")
+    assert trials.cell(replace(found, low=-0.01), "KID").startswith("+50 (")
 
 
 def test_contrastive_loss_is_less_for_what_is_far_from_the_next_sample():

@@ -3,53 +3,79 @@
     python benchmarks/study/trials.py                     # prints them
     python benchmarks/study/trials.py benchmarks/log.md   # puts them between the page's markers
 
-In: the cards of the trials, and those of the study. Out: of every trial the mean of its differences from the
-arm with the same seed, with Student's interval where there are three seeds or more, and with the differences
-themselves where there are two. More is better, in points; of KID less is, in thousandths.
+In: the cards of the trials, and those of the study. Out: of every trial its difference from the arm with the
+same seeds, with a 95% interval. How far chance alone drives apart two trainings under one seed is taken from
+the arms of the study that are trained as long on the same pictures, so that one seed tells large differences;
+small ones need more. More is better, in points; of KID less is, in thousandths.
 """
 
 import argparse
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from arms import Study, load_study
+from scipy import stats
 from tables import CHOOSES, Results, fill, over_seeds, read_results, told
 
+from kilopix.evaluation.statistics import Interval
 from kilopix.runtime import atomic_path
 from run import DEFAULT, HERE, KEPT
 
 FILES = ("trials.toml", "trials_cad_i.toml")
 CARDS = HERE.parent / "results" / "trials"
 SCORES = ("KID", CHOOSES + "mean", CHOOSES + "colors", "single object", "mean of six tasks")
-ENOUGH = 3
+ALIKE = ("ta", "ta_short", "ta_cutmix", "ta_cutmix_all", "ta_cutmix_low", "ta_cutmix_high", "ta_crop")
 
 
-def differences(trials: Results, study: Results, arm: str, score: str) -> list[float]:
-    """What a trial has more than the arm that it changes, of every seed that both have."""
+def spread(values: Sequence[Sequence[float]]) -> tuple[float, int]:
+    """The standard deviation of values, arms x seeds, around what both explain; degrees of freedom."""
+    table = np.asarray(values, np.float64)
+    rest = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    degrees = (table.shape[0] - 1) * (table.shape[1] - 1)
+    return math.sqrt(float((rest**2).sum()) / degrees), degrees
+
+
+def chance(study: Results, score: str) -> tuple[float, int]:
+    """The spread of a score among the arms that are trained alike, of the seeds that all of them have."""
+    found = [study.values(arm, score) for arm in ALIKE]
+    seeds = sorted(set.intersection(*(set(one) for one in found)))
+    return spread([[one[seed] for seed in seeds] for one in found])
+
+
+def difference(trials: Results, study: Results, arm: str, score: str) -> Interval:
+    """What a trial has more than the arm that it changes, over the seeds that both have."""
     ours, base = trials.values(arm, score), study.values(trials.study.against, score)
-    return [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
-
-
-def cell(values: list[float], score: str) -> str:
-    """`-12 (-20 to -4)` of three seeds, `-12 (-20, -4)` of two, `-12` of one."""
-    scale, digits = (1000, 0) if score == "KID" else (100, 1)
-    if len(values) >= ENOUGH:
-        sign = "+" if sum(values) > 0 else ""
-        return sign + told(over_seeds(values), score)
-    shown = [f"{scale * value:+.{digits}f}" for value in (sum(values) / len(values), *values)]
-    return shown[0] if len(values) == 1 else f"{shown[0]} ({shown[1]}, {shown[2]})"
+    apart = [ours[seed] - base[seed] for seed in sorted(ours.keys() & base.keys())]
+    value = sum(apart) / len(apart)
+    deviation, degrees = chance(study, score)
+    half = float(stats.t.ppf(0.975, degrees)) * deviation * math.sqrt(2 / len(apart))
+    return Interval(value, value - half, value + half)
 
 
 def table(trials: Results, study: Results) -> str:
-    """One row a trial, by how much of KID it takes away; the arm's own values come first."""
+    """One row a trial, by how much of KID it takes away; the arm's own values come first.
+
+    What is told from nothing is bold.
+    """
     lines = ["| Change | Seeds | " + " | ".join(SCORES) + " |", "|---" * (2 + len(SCORES)) + "|"]
     own = [list(study.values(trials.study.against, score).values()) for score in SCORES]
     cells = [told(over_seeds(values), score) for values, score in zip(own, SCORES, strict=True)]
     lines.append(f"| none: what it has | {len(own[0])} | " + " | ".join(cells) + " |")
-    rows = {arm: [differences(trials, study, arm, score) for score in SCORES] for arm in trials.scores}
-    for arm in sorted(rows, key=lambda arm: sum(rows[arm][0]) / len(rows[arm][0])):
-        cells = [cell(values, score) for values, score in zip(rows[arm], SCORES, strict=True)]
-        lines.append(f"| {trials.study.arms[arm].title} | {len(rows[arm][0])} | " + " | ".join(cells) + " |")
+    rows = {arm: [difference(trials, study, arm, score) for score in SCORES] for arm in trials.scores}
+    for arm in sorted(rows, key=lambda arm: rows[arm][0].value):
+        cells = [cell(found, score) for found, score in zip(rows[arm], SCORES, strict=True)]
+        lines.append(
+            f"| {trials.study.arms[arm].title} | {len(trials.scores[arm])} | " + " | ".join(cells) + " |"
+        )
     return "\n".join(lines)
+
+
+def cell(found: Interval, score: str) -> str:
+    """`+1.2 (-0.5 to 2.9)`, bold where nothing lies outside."""
+    text = ("+" if found.value > 0 else "") + told(found, score)
+    return text if found.low <= 0 <= found.high else f"**{text}**"
 
 
 def load_trials(file: str) -> Study:
