@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 import arms  # noqa: E402
 import ceiling  # noqa: E402
 import choose  # noqa: E402
+import guidance  # noqa: E402
 import methods  # noqa: E402
 import probe  # noqa: E402
 import race  # noqa: E402
@@ -423,3 +424,27 @@ def test_another_way_of_training_ends_with_its_context(tiny_demo: Path):
     with methods.trained_by("contrastive", tiny_demo / "shards"):
         assert kilopix.step.loss_per_sample is methods.contrastive_loss
     assert kilopix.step.loss_per_sample is usual
+
+
+def test_every_guidance_is_one_that_can_be_sampled_with():
+    config = Generator.from_pretrained("mini", "cpu").recipe.sampling
+    own = config.guidance.model_dump()
+    assert len(guidance.SETTINGS) == 9
+    for name, values in guidance.SETTINGS.items():
+        changed = guidance.Guided(values=tuple(values.items())).apply(config)
+        assert changed.model_copy(update={"guidance": config.guidance}) == config
+        found = changed.guidance.model_dump()
+        assert all(found[key] == value for key, value in {**own, **values}.items()), name
+
+
+def test_guidance_is_told_by_differences_of_the_same_training():
+    def card(value: float) -> Card:
+        return Card(
+            checkpoint="m", resolution=64, images=4, evaluator="judge", evaluator_sha256=SHA,
+            kilopix_version="0", scores=tuple(Score(name=name, value=value, n=4) for name in guidance.SCORES),
+        )  # fmt: skip
+
+    cards = {guidance.OWN: [card(0.1), card(0.5)], "none": [card(0.2), card(0.6)]}
+    own, other = guidance.table(cards).splitlines()[2:]
+    assert own.startswith(f"| {guidance.OWN} | 300 (")
+    assert other.startswith("| none | +100 (100 to 100) | +10.0 (10.0 to 10.0)")
