@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from kilopix.network import blocks_of, build_network
+from kilopix.recipe import load_recipe
 from kilopix.training.muon import AdamWConfig, Muon, MuonConfig, orthogonalize
 from kilopix.training.optim import ScheduleConfig, build_optimizer, lr_factor, set_lr
 
@@ -52,6 +54,54 @@ def test_muon_takes_the_matrices_of_blocks_and_adamw_the_rest():
     muon = {id(p) for g in optimizer.param_groups if g["muon"] for p in g["params"]}
     assert muon == {id(network.blocks[0].weight), id(network.blocks[1].weight)}
     assert sum(len(g["params"]) for g in optimizer.param_groups) == len(list(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "outside"),
+    [
+        (
+            "mini",
+            {
+                "patch_in",
+                "position_in",
+                "time",
+                "text",
+                "pooled_text",
+                "modulation",
+                "modulation_out",
+                "patch_out",
+            },
+        ),
+        (
+            "mini_cad",
+            {
+                "time_embedder",
+                "coherence_embedder",
+                "map_text_tokens",
+                "linear_previous",
+                "map_tokens_to_patches",
+            },
+        ),
+    ],
+)
+def test_muon_takes_the_matrices_of_the_blocks_of_both_networks(recipe: str, outside: set[str]):
+    network = build_network(load_recipe(recipe), 16, 384)
+    optimizer = build_optimizer(MuonConfig(), network)
+    muon = {id(p) for g in optimizer.param_groups if g["muon"] for p in g["params"]}
+    in_blocks = {id(p) for block in blocks_of(network) for p in block.parameters() if p.ndim == 2}
+    names = {name.split(".")[0] for name, p in network.named_parameters() if id(p) in muon}
+    assert names == {name for name, _ in network.named_children() if name.endswith("blocks")}
+    weights = {n: p for n, p in network.named_parameters() if n.endswith(".weight") and p.ndim == 2}
+    assert {id(p) for p in weights.values()} & in_blocks == muon
+    assert {n.split(".")[0] for n, p in weights.items() if id(p) not in muon} == outside
+    assert sum(p.numel() for p in weights.values() if id(p) in muon) > 0.5 * sum(
+        p.numel() for p in network.parameters()
+    )
+
+
+def test_muon_without_blocks_is_refused():
+    with pytest.raises(ValueError, match="blocks"):
+        build_optimizer(MuonConfig(), nn.Linear(3, 3))
 
 
 def test_the_adamw_inside_muon_is_torchs():

@@ -5,6 +5,7 @@ Weights of layers are decayed; norms, biases, registers and offsets are not.
 """
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -15,6 +16,9 @@ from torch import nn
 from kilopix.config import Config
 from kilopix.training.lamb import Lamb, LambConfig
 from kilopix.training.muon import AdamWConfig, Muon, MuonConfig
+
+IN_A_BLOCK = re.compile(r"(.*\.)?\w*blocks\.\d+\.")
+"""Names of what lies in a block: `blocks.0` of a DiT, `rin_blocks.0` and `transformers_blocks.0` of a RIN."""
 
 OptimizerConfig = Annotated[AdamWConfig | MuonConfig | LambConfig, Field(discriminator="kind")]
 
@@ -63,8 +67,10 @@ def build_optimizer(
     in_blocks = {
         id(p)
         for name, p in network.named_parameters()
-        if p.ndim == 2 and name.endswith(".weight") and ".blocks." in f".{name}"
+        if p.ndim == 2 and name.endswith(".weight") and IN_A_BLOCK.match(name)
     }
+    if not in_blocks:
+        raise ValueError("muon: no part of the network is a list named ...blocks, whose matrices it is for")
     others = [(name, p) for name, p in network.named_parameters() if id(p) not in in_blocks]
     matrices = [p for p in network.parameters() if id(p) in in_blocks]
     return Muon(config, matrices, *_decayed_and_not(others))
