@@ -431,7 +431,7 @@ def test_every_guidance_is_one_that_can_be_sampled_with():
     own = config.guidance.model_dump()
     assert len(guidance.SETTINGS) == 9
     for name, values in guidance.SETTINGS.items():
-        changed = guidance.Guided(values=tuple(values.items())).apply(config)
+        changed = guidance.Guided(values=values).apply(config)
         assert changed.model_copy(update={"guidance": config.guidance}) == config
         found = changed.guidance.model_dump()
         assert all(found[key] == value for key, value in {**own, **values}.items()), name

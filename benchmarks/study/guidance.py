@@ -4,11 +4,12 @@
     python benchmarks/study/guidance.py runs/study --arm ta_short
 
 In: trainings of the study. Out: a table of differences from the recipe's guidance, paired over the trainings,
-with Student's intervals; cards stay beside the trainings, so that the same command goes on.
+with Student's intervals, and the cards, by the number of the setting, in benchmarks/results/study/guidance.
+Typed again, it goes on.
 """
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from tables import over_seeds, told
 
 from kilopix.config import merge, parse
 from kilopix.diffusion.sampling import SamplingChanges, SamplingConfig
-from kilopix.evaluation.protocol import Card
-from run import DEFAULT, held_out
+from kilopix.evaluation.protocol import Card, write_card
+from run import DEFAULT, KEPT, held_out
 
 OWN = "the recipe's: 3 at every level"
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -39,11 +40,11 @@ SCORES = ("KID", "single object", "colors", "mean of six tasks")
 class Guided(SamplingChanges):
     """Another guidance, and all else as the model has it."""
 
-    values: tuple[tuple[str, Any], ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
 
     def apply(self, config: SamplingConfig) -> SamplingConfig:
         """The settings with this guidance."""
-        changed = merge(config.model_dump(), {"guidance": dict(self.values)})
+        changed = merge(config.model_dump(), {"guidance": self.values})
         return parse(SamplingConfig, changed, "guidance")
 
 
@@ -51,7 +52,7 @@ def score(run: Path, manifest: Path, out: Path, values: dict[str, Any], settings
     """The card of a training with a guidance."""
     from kilopix.stages import evaluate
 
-    return evaluate.run(run, manifest, out, changes=Guided(values=tuple(values.items())), overrides=settings)
+    return evaluate.run(run, manifest, out, changes=Guided(values=values), overrides=settings)
 
 
 def table(cards: dict[str, list[Card]]) -> str:
@@ -89,7 +90,9 @@ def main() -> None:
         for number, (name, values) in enumerate(SETTINGS.items()):
             scores = folder / "guidance" / str(number)
             manifest = held_out("structured", arguments.out)
-            cards[name].append(score(folder / "run", manifest, scores, values, overrides))
+            card = score(folder / "run", manifest, scores, values, overrides)
+            write_card(KEPT / "guidance" / f"{arguments.arm}_seed{seed}_{number}.json", card)
+            cards[name].append(card)
     print(table(cards))
 
 

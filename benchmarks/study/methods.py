@@ -21,7 +21,7 @@ import kilopix.step
 from kilopix.data.shards import Shards
 from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.paths import expand
-from kilopix.models.dit import DiT, TextContext
+from kilopix.models.dit import DiT
 from kilopix.network import Network
 from kilopix.pretrained.autoencoder import load_autoencoder
 from kilopix.pretrained.vision import load_efficientnet_lite0
@@ -88,7 +88,8 @@ class AlignedLoss(StepLoss):
         self._weight = weight
         self._features = _Features(shards, recipe)
         self._tokens: Tensor | None = None
-        network._through_blocks = self._through_blocks
+        self._registers = network.config.registers
+        network.blocks[len(network.blocks) // 2 - 1].register_forward_hook(self._keep)
 
     def forward(self, batch: StepBatch) -> Float[Tensor, ""]:
         """The loss of the batch, and how far its tokens are from the features."""
@@ -100,21 +101,8 @@ class AlignedLoss(StepLoss):
         likeness = F.cosine_similarity(guess, self._features(batch.latents), dim=-1).mean(1)
         return loss + self._weight * ((1 - likeness) * batch.weights).sum()
 
-    def _through_blocks(
-        self,
-        tokens: Tensor,
-        modulation: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        context: TextContext,
-        routing: torch.Generator | None,
-    ) -> Tensor:
-        network = self.network
-        assert isinstance(network, DiT)
-        for i, (block, keys_values) in enumerate(zip(network.blocks, context.keys_values, strict=True)):
-            tokens = block(tokens, modulation, rotary, keys_values, context.mask)
-            if i + 1 == len(network.blocks) // 2:
-                self._tokens = tokens[:, network.config.registers :]
-        return tokens
+    def _keep(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
+        self._tokens = output[:, self._registers :]
 
 
 class _Features:
@@ -125,9 +113,9 @@ class _Features:
         self._autoencoder = load_autoencoder(recipe.autoencoder, shards, "cpu")
         self._extractor = load_efficientnet_lite0("cpu", 2 * recipe.data.image_size)
         self._known: dict[bytes, Tensor] = {}
-        self._seen: list[list[Tensor]] = []
+        self._seen: list[Tensor] = []
         block = self._extractor._model._blocks[STAGE]  # pyright: ignore[reportAttributeAccessIssue]
-        block.register_forward_hook(lambda _, inputs, output: self._seen[-1].append(output))
+        block.register_forward_hook(lambda _, inputs, output: self._seen.append(output))
 
     @torch.no_grad()
     def __call__(self, latents: Float[Tensor, "B C H W"]) -> Float[Tensor, "B T F"]:
@@ -141,6 +129,6 @@ class _Features:
     def _compute(self, latents: Tensor) -> Tensor:
         restored = self._whitening.restore(latents) if self._whitening else latents
         pictures = ((self._autoencoder.decode(restored).clamp(-1, 1) + 1) * 127.5).to(torch.uint8)
-        self._seen.append([])
+        self._seen.clear()
         self._extractor.features(pictures)
-        return rearrange(torch.cat(self._seen.pop()), "b f h w -> b (h w) f")
+        return rearrange(torch.cat(self._seen), "b f h w -> b (h w) f")

@@ -147,6 +147,18 @@ def fill(page: str, name: str, text: str) -> str:
     return page[: page.index(begin) + len(begin)] + "\n" + text + "\n" + page[page.index(end) :]
 
 
+def print_or_fill(path: Path | None, tables: dict[str, str]) -> None:
+    """Print tables, or put each between the page's markers of its name."""
+    if path is None:
+        print("\n\n".join(tables.values()))
+        return
+    page = path.read_text()
+    for name, text in tables.items():
+        page = fill(page, name, text)
+    with atomic_path(path) as temporary:
+        temporary.write_text(page)
+
+
 def main() -> None:
     """Print the tables, or fill a page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -162,14 +174,7 @@ def main() -> None:
         "seams": scores_table(results, ["seam", "KID"]),
         "claims": claims_table(results),
     }
-    if arguments.page is None:
-        print("\n\n".join(tables.values()))
-        return
-    page = arguments.page.read_text()
-    for name, text in tables.items():
-        page = fill(page, name, text)
-    with atomic_path(arguments.page) as temporary:
-        temporary.write_text(page)
+    print_or_fill(arguments.page, tables)
 
 
 if __name__ == "__main__":

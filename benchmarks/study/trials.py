@@ -17,10 +17,9 @@ from pathlib import Path
 import numpy as np
 from arms import Study, load_study
 from scipy import stats
-from tables import CHOOSES, Results, fill, over_seeds, read_results, told
+from tables import CHOOSES, Results, over_seeds, print_or_fill, read_results, told
 
 from kilopix.evaluation.statistics import Interval
-from kilopix.runtime import atomic_path
 from run import DEFAULT, HERE, KEPT
 
 FILES = ("trials.toml", "trials_cad_i.toml")
@@ -90,14 +89,7 @@ def main() -> None:
     arguments = parser.parse_args()
     study = read_results(load_study(DEFAULT), KEPT)
     tables = {Path(file).stem: table(read_results(load_trials(file), CARDS), study) for file in FILES}
-    if arguments.page is None:
-        print("\n\n".join(tables.values()))
-        return
-    page = arguments.page.read_text()
-    for name, text in tables.items():
-        page = fill(page, name, text)
-    with atomic_path(arguments.page) as temporary:
-        temporary.write_text(page)
+    print_or_fill(arguments.page, tables)
 
 
 if __name__ == "__main__":
