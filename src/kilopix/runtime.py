@@ -30,13 +30,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all, with sorted keys left as given."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def read_json(path: Path) -> Any:
     """Read JSON; a missing or broken file is a `UserError` that names it."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -58,7 +58,7 @@ def iterate_lines(path: Path) -> Iterator[Line]:
     """Read JSON lines one by one; a missing file or a line that is no JSON object is a `UserError`."""
     number = 0
     try:
-        with open(path, encoding="utf-8", newline="\n") as file:  # not splitlines: JSON may hold U+2028
+        with open(path, encoding="utf-8-sig", newline="\n") as file:  # not splitlines: JSON may hold U+2028
             for number, text in enumerate(file, start=1):
                 if not text.strip():
                     continue
@@ -77,6 +77,24 @@ def iterate_lines(path: Path) -> Iterator[Line]:
 def read_lines(path: Path) -> list[Line]:
     """All lines of `iterate_lines`."""
     return list(iterate_lines(path))
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file in UTF-8, without their ends; one that cannot be read is a `UserError`.
+
+    A line ends with a line feed, with or without a carriage return before it, and nowhere else: a prompt may
+    hold U+2028. A byte-order mark is no part of the text.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text in UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from None
+    lines = text.split("\n")
+    return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
 def sha256_of_file(path: Path) -> str:
@@ -158,7 +176,7 @@ def report_left_out(failures: list[tuple[str, str]], path: Path, show: int = 10)
         return
     with atomic_path(path) as temporary:
         lines = [json.dumps({"file": name, "error": reason}) + "\n" for name, reason in failures]
-        temporary.write_text("".join(lines))
+        temporary.write_text("".join(lines), "utf-8")
     say(f"{len(failures)} left out:")
     for name, reason in failures[:show]:
         say(f"  {name}: {reason}")
