@@ -143,7 +143,7 @@ def test_captions_of_the_source_are_taken_as_given(tmp_path: Path, cli: Cli):
     assert reasons == {"2.png": "the source has no caption for it", "3.png": "no such file"}
     none = cli("caption", tmp_path, tmp_path / "out" / "d.parquet")
     assert none.code == 2
-    assert "no picture in it could be used" in none.err
+    assert "does not say the class of any image" in none.err
 
 
 def test_a_manifest_can_be_described_anew(tmp_path: Path, cli: Cli):

@@ -84,6 +84,7 @@ class RulePart:
             return row
         if self.rule == "given":
             return row if row.caption else replace(row, error="the source has no caption for it")
+        row = replace(row, more=())  # the source's own, which this rule does not take
         if self.rule == "aio":
             if not row.class_name:
                 return replace(row, error="the source does not say its class, which aio captions need")
@@ -133,5 +134,5 @@ class ModelPart:
                 row, caption="", error=NO_CAPTION + (error or "the captioner's answer has no words")
             )
         return replace(
-            row, caption=caption, short=row.short or (aio(row.class_name) if row.class_name else "")
+            row, caption=caption, short=row.short or (aio(row.class_name) if row.class_name else ""), more=()
         )

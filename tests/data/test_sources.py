@@ -11,7 +11,6 @@ from kilopix.data.sources import (
     class_folders,
     class_name_of,
     decode,
-    loose_images,
     open_image,
     square,
 )
@@ -35,11 +34,15 @@ def near(
 
 
 def test_files_of_all_endings_are_listed_and_side_files_are_not(tmp_path: Path):
-    for name in ("b_fox/1.jpg", "b_fox/sub/2.PNG", "a/notes.txt", "a/.hidden", "scenes.jsonl"):
+    for name in ("b_fox/1.jpg", "b_fox/sub/2.PNG", "b_fox/3.txt", "a/notes.md", "a/.hidden", "scenes.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [(item.path, item.class_name) for item in class_folders(tmp_path)]
-    assert found == [("a/notes.txt", "a"), ("b_fox/1.jpg", "b fox"), ("b_fox/sub/2.PNG", "b fox")]
+    source = class_folders(tmp_path)
+    found = [(item.path, item.class_name) for item in source.items]
+    assert found == [("a/notes.md", "a"), ("b_fox/1.jpg", "b fox"), ("b_fox/sub/2.PNG", "b fox")]
+    assert source.unused == [("b_fox/3.txt", "a text, and no image of its name is beside it")]
+    assert source.hidden == 1
+    assert source.seen == 4
     assert class_name_of("great__white_shark") == "great white shark"
 
 
@@ -50,7 +53,7 @@ def test_a_table_names_the_folders_and_unknown_wordnet_ids_are_refused(tmp_path:
     with pytest.raises(UserError, match=r"n00000001: named by a WordNet id.*classes\.txt"):
         class_folders(tmp_path)
     (tmp_path / "classes.txt").write_text("n00000001 tench, Tinca tinca\nn02119789 small fox\n\n")
-    assert [item.class_name for item in class_folders(tmp_path)] == ["tench", "small fox"]
+    assert [item.class_name for item in class_folders(tmp_path).items] == ["tench", "small fox"]
     (tmp_path / "classes.txt").write_text("n00000001 tench\nn02119789\n")
     with pytest.raises(UserError, match=r"classes\.txt: line 2"):
         class_folders(tmp_path)
@@ -60,8 +63,10 @@ def test_hidden_folders_are_no_items_and_loose_images_are_found(tmp_path: Path):
     for name in ("fox/1.jpg", "fox/.checkpoints/2.jpg", "loose.PNG", "notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert [item.path for item in class_folders(tmp_path)] == ["fox/1.jpg"]
-    assert loose_images(tmp_path) == ["loose.PNG"]
+    source = class_folders(tmp_path)
+    assert [item.path for item in source.items] == ["fox/1.jpg"]
+    assert source.unused == [("loose.PNG", "not in a class folder")]
+    assert source.hidden == 1
 
 
 def test_a_folder_without_classes_is_a_clear_error(tmp_path: Path):

@@ -75,6 +75,17 @@ def caption(
     caption_column: Annotated[
         str | None, typer.Option(help="Column of the source's captions, if not caption or text.")
     ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(help="Column of the source's class names or numbers, if not class or label; or none."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of a data set in several splits, the one to take, as train or test.")
+    ] = None,
+    caption_lines: Annotated[
+        bool,
+        typer.Option("--caption-lines", help="Each line of a text beside an image is a caption of its own."),
+    ] = False,
     redo: Annotated[
         bool, typer.Option("--redo", help="Of a manifest, only the captions with faults, and lacking ones.")
     ] = False,
@@ -88,7 +99,7 @@ def caption(
     from kilopix.pretrained.captioner import HubCaptionerConfig, ServerCaptionerConfig
     from kilopix.stages import caption as stage
 
-    selection = Selection.of(where or (), caption_column)
+    selection = Selection.of(where or (), caption_column, label_column, split, caption_lines)
     if redo and selection:
         raise UserError("--redo reads a manifest, which has no columns to select by.")
     if (server is not None) != (captioner == "server"):

@@ -25,7 +25,8 @@ MANIFEST_FORMAT = "kilopix manifest 1"
 class Row:
     """One picture: `path` is below the manifest's root and is its id, `short` a caption of few words.
 
-    A picture in a container has a path such as `train-0.parquet#17` or `shard.tar#0001.jpg`.
+    `more` are further captions of the same picture, of which training draws one in every epoch. A picture
+    in a container has a path such as `train-0.parquet#17` or `shard.tar#0001.jpg`.
 
     kind is plain, cutmix or crop; of the last two, `base` names the plain picture, `setting` and
     `partner` the paste, and `box` (x0, y0, x1, y1 in fractions of the side) where it lies. A row with an
@@ -44,6 +45,7 @@ class Row:
     partner: str = ""
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     error: str = ""
+    more: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def schema() -> "pa.Schema":
     """The columns of a manifest."""
     import pyarrow as pa
 
-    kinds = {str: pa.string(), int: pa.int32()}
+    kinds = {str: pa.string(), int: pa.int32(), tuple[str, ...]: pa.list_(pa.string())}
     columns = [(f.name, kinds.get(f.type, pa.list_(pa.float64(), 4))) for f in fields(Row)]  # pyright: ignore[reportArgumentType, reportCallIssue]
     return pa.schema(columns)
 
@@ -84,7 +86,10 @@ def to_table(rows: Iterable[Row]) -> "pa.Table":
 
 def from_table(table: "pa.Table") -> list[Row]:
     """The rows of an Arrow table."""
-    return [Row(**{**row, "box": tuple(row["box"])}) for row in table.to_pylist()]
+    return [
+        Row(**{**row, "box": tuple(row["box"]), "more": tuple(row["more"] or ())})
+        for row in table.to_pylist()
+    ]
 
 
 def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any]) -> list[Row]:
@@ -125,6 +130,8 @@ def read_manifest(path: Path) -> Manifest:
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None
     metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+    if "more" not in table.schema.names:  # one that was written before pictures had several captions
+        table = table.append_column("more", pa.nulls(len(table), pa.list_(pa.string())))
     if metadata.get("format") != MANIFEST_FORMAT or not table.schema.equals(schema()):
         raise UserError(f"{path}: a Parquet file, but not a manifest of this version of kilopix.")
     root = (path.resolve().parent / metadata["root"]).resolve()

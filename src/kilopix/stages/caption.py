@@ -7,7 +7,7 @@ here and not in the middle of training.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kilopix.captioning import NO_CAPTION, ModelPart, Rule, RulePart, printable
 from kilopix.data.cleaning import Cleaning
@@ -23,14 +23,11 @@ from kilopix.data.manifest import (
 )
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.quality import Fault, examine
-from kilopix.data.sources import EVERYTHING, Selection, list_source
+from kilopix.data.sources import EVERYTHING, Selection, Source, list_source
 from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
 from kilopix.runtime import remove_folder, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
-
-if TYPE_CHECKING:
-    pass
 
 REDONE: tuple[Fault, ...] = ("empty", "truncated", "loop", "refusal", "duplicate")
 ROWS_PER_PART = 1024
@@ -46,6 +43,7 @@ class Pictures:
     rows: list[Row]
     fingerprint: str
     unused: list[Row] = field(default_factory=list)
+    source: Source | None = None
 
 
 def run(
@@ -61,6 +59,7 @@ def run(
 ) -> Manifest:
     """Caption the selected pictures of `images`; the same command again goes on, or says that it is done."""
     pictures = read_pictures(images, selection)
+    _check_rule(pictures, captioner, images)
     scenes = _scenes(images, captioner)
     job = _job(pictures, captioner, seed, cleaning)
     if done := finished(out, job):
@@ -68,10 +67,32 @@ def run(
         return done
     make = _maker(pictures, captioner, seed, cleaning, device, scenes)
     rows = _make_all(make, out, job, workers, engine)
-    failed = write_manifest(out, pictures.root, rows + pictures.unused, job)
+    write_manifest(out, pictures.root, rows + pictures.unused, job)
     _clean_up(out)
-    say(f"{out}: {len(rows) + len(pictures.unused) - len(failed)} captions by {_name(captioner)}.")
-    return read_manifest(out)
+    made = read_manifest(out)
+    several = sum(bool(row.more) for row in made.rows)
+    more = f" ({several} images have several)" if several else ""
+    seen = pictures.source.seen if pictures.source else len(pictures.rows)
+    say(f"{out}: {len(made.rows)} of {seen} images have a caption by {_name(captioner)}{more}.")
+    return made
+
+
+def _check_rule(pictures: Pictures, captioner: Rule | CaptionerConfig, images: Path) -> None:
+    """Refuse a rule for which the source lacks what it needs of every picture, and say what would help."""
+    source = pictures.source
+    if source is None or any(row.error for row in pictures.rows):
+        return
+    has = f" Its columns are {', '.join(source.columns)}." if source.columns else ""
+    if captioner == "given" and not any(row.caption for row in pictures.rows):
+        raise UserError(
+            f"{images}: has no captions: no column, record or text file beside an image called caption or "
+            f"text.{has} Name the column with --caption-column, or let --captioner write captions."
+        )
+    if captioner == "aio" and not any(row.class_name for row in pictures.rows):
+        raise UserError(
+            f"{images}: does not say the class of any image, which aio captions need.{has} Name the column "
+            "of labels with --label-column, or take --captioner given or model."
+        )
 
 
 def redo(
@@ -134,9 +155,16 @@ def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
     source = list_source(images, selection)
     if source.tally:
         say(f"{images}: {source.tally}.")
-    rows = [Row(item.path, item.class_name, item.caption, error=item.error) for item in source.items]
+    for note in source.notes:
+        say(note)
+    if source.hidden:
+        say(f"{images}: {source.hidden} hidden files and folders, which are passed over.")
+    rows = [
+        Row(item.path, item.class_name, item.caption, error=item.error, more=item.captions[1:])
+        for item in source.items
+    ]
     unused = [Row(printable(path), "", error=why) for path, why in source.unused]
-    return Pictures(source.root, rows, source.fingerprint(), unused)
+    return Pictures(source.root, rows, source.fingerprint(), unused, source)
 
 
 def _split_failed(manifest: Manifest) -> tuple[list[Row], list[Row]]:

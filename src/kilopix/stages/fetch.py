@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kilopix.data.parts import JOB, open_job
+from kilopix.data.sources.listing import SAVED
 from kilopix.runtime import atomic_path, progress_bar, read_json, say, write_json
 from kilopix.types import UserError
 
@@ -64,7 +65,7 @@ def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Sc
     except ModuleNotFoundError:
         raise UserError("fetching from the hub needs `pip install 'kilopix[hub]'`.") from None
     try:
-        stream = load_dataset(name, config, split=split, streaming=True)
+        stream = _saved(Path(name), split) or load_dataset(name, config, split=split, streaming=True)
     except (DatasetNotFoundError, FileNotFoundError, ValueError, OSError) as error:
         raise UserError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
     features = stream.features
@@ -76,6 +77,20 @@ def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Sc
     stream = stream.cast_column(images[0], Image(decode=False))
     assert stream.features is not None
     return stream, stream.features.arrow_schema, images[0]
+
+
+def _saved(folder: Path, split: str) -> Any:
+    """The rows of a folder that `save_to_disk` wrote, as a stream; None if it is none."""
+    from datasets import DatasetDict, load_from_disk  # pyright: ignore[reportMissingImports]
+
+    if not any((folder / name).is_file() for name in SAVED):
+        return None
+    found = load_from_disk(str(folder))
+    if isinstance(found, DatasetDict):
+        if split not in found:
+            raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(map(str, found))}.")
+        found = found[split]
+    return found.to_iterable_dataset()
 
 
 def _tables(rows: Iterable[dict[str, Any]], schema: "pa.Schema", image: str) -> "Iterator[pa.Table]":

@@ -2,7 +2,7 @@
 
 from kilopix.data.sources.classes import class_name_of, synonyms
 from kilopix.data.sources.containers import BrokenImage, read_bytes, reference, split_reference
-from kilopix.data.sources.folders import class_folders, loose_images
+from kilopix.data.sources.folders import class_folders
 from kilopix.data.sources.items import Source, SourceItem
 from kilopix.data.sources.listing import list_source
 from kilopix.data.sources.opening import decode, open_image, open_picture, square, window
@@ -20,7 +20,6 @@ __all__ = [
     "class_name_of",
     "decode",
     "list_source",
-    "loose_images",
     "open_image",
     "open_picture",
     "read_bytes",

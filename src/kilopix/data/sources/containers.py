@@ -5,6 +5,7 @@ is kept for the next call, but no open file is, so that threads and forked proce
 """
 
 import os
+import posixpath
 import re
 import tarfile
 import threading
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 PARQUET = ".parquet"
 TAR = ".tar"
-_REFERENCE = re.compile(r"(?P<container>.+?\.(?:parquet|tar))#(?P<place>.+)", re.DOTALL)
+_REFERENCE = re.compile(r"(?P<container>.+?\.(?:parquet|tar))#(?P<place>.+)", re.DOTALL | re.IGNORECASE)
 _IMAGE_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _KEPT_ROW_GROUPS = 4
 _REMEMBERED_ROW_GROUPS = 64
@@ -52,7 +53,11 @@ def read_bytes(root: Path, path: str) -> bytes:
         if parts is None or (root / path).is_file():
             return (root / path).read_bytes()
         container, place = root / parts[0], parts[1]
-        return read_row(container, place) if parts[0].endswith(PARQUET) else read_member(container, place)
+        return (
+            read_row(container, place)
+            if parts[0].lower().endswith(PARQUET)
+            else read_member(container, place)
+        )
     except FileNotFoundError:
         raise BrokenImage("no such file") from None
     except OSError as error:  # Arrow's I/O errors are of this kind, too
@@ -67,7 +72,7 @@ def read_row(file: Path, place: str) -> bytes:
     """
     import pyarrow as pa
 
-    stamp = _stamp(file)
+    stamp = file_stamp(file)
     try:
         group, row = _find_row(_parquet_metadata(file, stamp), place)
         visits = _visits(file, stamp, group)
@@ -90,7 +95,7 @@ def _lock(_process: int) -> threading.Lock:
     return threading.Lock()
 
 
-def _stamp(file: Path) -> tuple[int, int]:
+def file_stamp(file: Path) -> tuple[int, int]:
     """Changes when the file does, so that nothing stale is served."""
     status = file.stat()
     return status.st_mtime_ns, status.st_size
@@ -173,7 +178,7 @@ def image_column(schema: "pa.Schema", file: Path) -> str:
 def read_member(file: Path, name: str) -> bytes:
     """The bytes of a member of a tar file; raises `BrokenImage` if it is not there or cut off."""
     try:
-        place = tar_index(file, _stamp(file)).get(name)
+        place = tar_index(file, file_stamp(file)).get(name)
     except tarfile.TarError as error:
         raise BrokenImage(f"{file.name} is no tar file ({error})") from None
     if place is None:
@@ -189,6 +194,27 @@ def read_member(file: Path, name: str) -> bytes:
 
 @lru_cache(maxsize=_KEPT_INDEXES)
 def tar_index(file: Path, stamp: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """Where the data of every regular member begins, and its size; of members of one name, the last."""
+    """Where the data of every regular member begins, and its size; of members of one name, the last.
+
+    A link, hard or symbolic, to another member is that member; one that leads out of the file is left out.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
     with tarfile.open(file, "r:") as opened:
-        return {member.name: (member.offset_data, member.size) for member in opened if member.isreg()}
+        for member in opened:
+            links.pop(member.name, None)
+            if member.isreg():
+                places[member.name] = (member.offset_data, member.size)
+            elif member.islnk() and member.linkname in places:
+                places[member.name] = places[member.linkname]
+            elif member.issym():
+                places.pop(member.name, None)
+                folder = "" if member.linkname.startswith("/") else posixpath.dirname(member.name)
+                links[member.name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+    for name in links:
+        target, steps = name, 0
+        while target in links and steps <= len(links):  # links may go in a ring
+            target, steps = links[target], steps + 1
+        if target in places:
+            places[name] = places[target]
+    return places

@@ -8,7 +8,8 @@ import io
 import struct
 import warnings
 import zlib
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -20,6 +21,12 @@ MIN_SIDE = 8
 """Pixels along the shorter side below which a picture shows nothing that could be learnt or described."""
 MAX_PIXELS = 89_000_000
 """More than this (9,400 x 9,400) is taken for a decompression bomb; Pillow warns from 89.5 million on."""
+
+RAW_ENDINGS = (".cr2", ".cr3", ".nef", ".arw", ".dng", ".orf", ".rw2", ".raf", ".pef", ".srw")
+"""Cameras' raw files; most are TIFF files, of which only a small preview would be read."""
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_PNG_MARK = b"\x89PNG\r\n\x1a\n"
+_PNG_NOTES = (b"iCCP", b"tEXt", b"zTXt", b"iTXt")  # a colour profile, and texts: no pixels
 
 # What Pillow raises for damaged files, besides its own errors.
 _DAMAGE = (
@@ -46,27 +53,73 @@ def open_picture(root: Path, path: str, at_least: int | None = None) -> Image.Im
     """
     if path.startswith("/") or ".." in path.split("/"):
         raise BrokenImage("its path is not below the root")
+    _refuse_raw(path)
     return decode(read_bytes(root, path), at_least)
 
 
 def open_image(path: Path, at_least: int | None = None) -> Image.Image:
     """Open one picture file; the same as `decode` of its bytes."""
+    _refuse_raw(path.name)
     return decode(read_bytes(path.parent, path.name), at_least)
+
+
+def _refuse_raw(path: str) -> None:
+    if PurePosixPath(path).suffix.lower() in RAW_ENDINGS:
+        raise BrokenImage("a camera's raw file; develop it into a JPEG, PNG or TIFF file")
 
 
 def decode(content: bytes, at_least: int | None = None) -> Image.Image:
     """Decode a picture, turn it upright and convert it to RGB.
 
     `at_least` lets the JPEG decoder scale down by itself, to no less than this many pixels on the
-    shorter side. Transparent parts become white; 16-bit greyscale is scaled to 8 bits. Raises
-    `BrokenImage` for what is damaged, larger than MAX_PIXELS or smaller than MIN_SIDE.
+    shorter side. Transparent parts become white; 16-bit greyscale is scaled to 8 bits; colour profiles are
+    not applied. HEIC needs the extra `heic`. Raises `BrokenImage` for what is damaged, larger than MAX_PIXELS
+    or smaller than MIN_SIDE.
     """
     if not content:
         raise BrokenImage("an empty file")
+    formats = FORMATS
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        if not _reads_heif():
+            raise BrokenImage("an HEIC image, which needs `pip install 'kilopix[heic]'`")
+        formats = (*FORMATS, "HEIF")
+    try:
+        return _decode(content, at_least, formats)
+    except BrokenImage:
+        pixels = _without_notes(content)
+        if len(pixels) == len(content):
+            raise
+        return _decode(pixels, at_least, formats)
+
+
+@cache
+def _reads_heif() -> bool:
+    try:
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _without_notes(content: bytes) -> bytes:
+    """A PNG without its colour profile and texts, which Pillow refuses where they are large or damaged."""
+    if not content.startswith(_PNG_MARK):
+        return content
+    kept, at = [_PNG_MARK], len(_PNG_MARK)
+    while at + 8 <= len(content):
+        end = at + 12 + int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] not in _PNG_NOTES:
+            kept.append(content[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _decode(content: bytes, at_least: int | None, formats: tuple[str, ...]) -> Image.Image:
     # Pillow warns of odd metadata in usable files, some of ImageNet's among them; what matters is checked.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=formats) as image:
             _check_size(*image.size)
             if at_least and image.format == "JPEG":
                 image.draft("RGB", _draft_size(image.size, at_least))

@@ -5,18 +5,21 @@ point to their rows; the pictures themselves are not read.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kilopix.data.sources.captioned import CAPTION_COLUMNS, CLASS_COLUMNS
-from kilopix.data.sources.classes import name_label, read_class_table
+from kilopix.data.sources.captioned import path_below
+from kilopix.data.sources.classes import LabelNames
 from kilopix.data.sources.containers import image_column, reference
-from kilopix.data.sources.items import SourceItem
+from kilopix.data.sources.items import SourceItem, describe
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
+from kilopix.values import BadValue
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 
 def parquet_pictures(
@@ -31,27 +34,69 @@ def _pictures_of(root: Path, file: Path, selection: Selection, tally: Tally) -> 
     import pyarrow.parquet as pq
 
     schema = parquet_schema(file)
-    image_column(schema, file)
-    label = next((name for name in (*CLASS_COLUMNS, "cls") if name in schema.names), None)
+    image = image_column(schema, file)
+    caption, label = selection.columns_of(schema.names, file)
     spelled = selection.check(schema.names, file)
-    caption = next((name for name in CAPTION_COLUMNS if name in schema.names), None)
-    caption = spelled[selection.caption_column] if selection.caption_column else caption
+    names = LabelNames.of(file, [root, file.parent], _label_names(schema, label) if label else None)
     wanted = sorted({name for name in (label, caption) if name} | set(spelled.values()))
-    names = _label_names(schema, label) if label else None
-    table = read_class_table(root) or read_class_table(file.parent)
-    container = str(file.relative_to(root))
+    container = file.relative_to(root).as_posix()
     with pq.ParquetFile(file) as opened:
         count = opened.metadata.num_rows
         columns = opened.read(columns=wanted).to_pydict() if wanted else {}
-    labels = columns[label] if label else [None] * count
-    captions = columns[caption] if caption else [""] * count
-    return [
-        SourceItem(
-            reference(container, row), name_label(labels[row], names, table, file), _text(captions[row])
-        )
-        for row in range(count)
-        if tally.takes(selection, {name: columns[name][row] for name in spelled.values()}, spelled)
-    ]
+        outside = _rows_outside(opened, image, root, file)
+    items: list[SourceItem] = []
+    for row in range(count):
+        if tally.takes(selection, {name: columns[name][row] for name in spelled.values()}, spelled):
+            place = reference(container, row)
+            path, why = outside.get(row, (place, ""))
+            texts = columns[caption][row] if caption else None
+            item = describe(path, Path(path).name, texts, columns[label][row] if label else None, names)
+            items.append(replace(item, path=place, error=why) if why else item)
+    return items
+
+
+def _rows_outside(opened: "pq.ParquetFile", image: str, root: Path, file: Path) -> dict[int, tuple[str, str]]:
+    """The rows without an image's bytes of which the place of its file is known: that place, or why not.
+
+    So `Dataset.to_parquet` of the hub's library leaves images that are given by their paths.
+    """
+    column, _, inside = image.partition(".")
+    struct = opened.schema_arrow.field(column).type
+    if not inside or struct.get_field_index("path") < 0 or not _may_lack_bytes(opened, image):
+        return {}
+    found: dict[int, tuple[str, str]] = {}
+    start = 0
+    for batch in opened.iter_batches(256, columns=[image, f"{column}.path"], use_threads=False):
+        rows = batch.column(0)
+        lacking, paths = rows.field("bytes").is_null().to_pylist(), rows.field("path").to_pylist()
+        for row, path in enumerate(paths):
+            if lacking[row] and path:
+                found[start + row] = _place_of(path, root, file)
+        start += len(batch)
+    return found
+
+
+def _may_lack_bytes(opened: "pq.ParquetFile", image: str) -> bool:
+    """Whether a row may have no bytes, by what the file says of itself; a file that says nothing may."""
+    metadata = opened.metadata
+    number = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == image)
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(number).statistics
+        if statistics is None or not statistics.has_null_count or statistics.null_count:
+            return True
+    return False
+
+
+def _place_of(path: str, root: Path, file: Path) -> tuple[str, str]:
+    """The path below `root` of an image that a row names by its place, or why it cannot be read."""
+    for folder in (file.parent, root):
+        try:
+            inside = path_below(folder, path)
+        except BadValue:
+            continue
+        if (folder / inside).is_file():
+            return (folder / inside).relative_to(root).as_posix(), ""
+    return path, f"the row holds no bytes of a picture, and its file {path} is not below {root}"
 
 
 def parquet_schema(file: Path) -> "pa.Schema":
@@ -75,18 +120,13 @@ def holds_pictures(file: Path) -> bool:
 
 
 def _label_names(schema: "pa.Schema", column: str) -> list[str] | None:
-    """The names that the hub's data sets keep for their numbered labels."""
+    """The names that the hub's data sets keep for their numbered labels, also for lists of one label."""
     record = (schema.metadata or {}).get(b"huggingface")
     try:
         features = json.loads(record)["info"]["features"] if record else {}
-        names = features[column]["names"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        feature = features[column]
+        feature = feature.get("feature", feature) if isinstance(feature, dict) else feature[0]
+        names = feature["names"]
+    except (json.JSONDecodeError, KeyError, TypeError, IndexError):
         return None
     return names if isinstance(names, list) else None
-
-
-def _text(caption: object) -> str:
-    """A caption, or the first of several."""
-    if isinstance(caption, list):
-        caption = caption[0] if caption else ""
-    return " ".join(str(caption or "").split())

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, find_column
 from kilopix.errors import UserError
 
+NO_LABEL = "none"
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,
@@ -65,23 +67,53 @@ def _number(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Selection:
-    """All conditions, which must hold together, and the column of the captions if not the usual one."""
+    """All conditions, which must hold together, and what else is taken in another way than usual.
+
+    `caption_column` and `label_column` name columns of captions and of labels, `none` being no label;
+    `split` is the part of a data set that is meant, and with `caption_lines` every line of a text file beside
+    a picture is a caption of its own.
+    """
 
     conditions: tuple[Condition, ...] = ()
     caption_column: str | None = None
+    label_column: str | None = None
+    split: str | None = None
+    caption_lines: bool = False
 
     @classmethod
-    def of(cls, where: Sequence[str] = (), caption_column: str | None = None) -> "Selection":
+    def of(
+        cls,
+        where: Sequence[str] = (),
+        caption_column: str | None = None,
+        label_column: str | None = None,
+        split: str | None = None,
+        caption_lines: bool = False,
+    ) -> "Selection":
         """The selection that a user asks for."""
-        return cls(tuple(Condition.parse(text) for text in where), caption_column)
+        conditions = tuple(Condition.parse(text) for text in where)
+        return cls(conditions, caption_column, label_column, split, caption_lines)
 
     def __bool__(self) -> bool:
-        return bool(self.conditions or self.caption_column)
+        return self != EVERYTHING
 
     def columns(self) -> list[str]:
         """The columns that it reads."""
-        captions = [self.caption_column] if self.caption_column else []
-        return [condition.column for condition in self.conditions] + captions
+        named = [name for name in (self.caption_column, self._label()) if name]
+        return [condition.column for condition in self.conditions] + named
+
+    def _label(self) -> str | None:
+        return None if self.label_column == NO_LABEL else self.label_column
+
+    def columns_of(self, names: Sequence[str], place: Path) -> "tuple[str | None, str | None]":
+        """The columns of captions and of labels among those that a source has, None where it has none.
+
+        Raises `UserError` if one that was asked for is not there.
+        """
+        spelled = self.check(names, place)
+        caption = spelled[self.caption_column] if self.caption_column else find_column(names, CAPTION_COLUMNS)
+        if self.label_column is None:
+            return caption, find_column(names, CLASS_COLUMNS)
+        return caption, spelled[label] if (label := self._label()) else None
 
     def check(self, names: Iterable[str], place: Path) -> dict[str, str]:
         """The source's own spelling of every column, whatever its capitals; a lacking one is an error."""

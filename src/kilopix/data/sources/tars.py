@@ -8,29 +8,37 @@ text states and latents beside its pictures.
 import io
 import json
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kilopix.data.sources.captioned import CAPTION_COLUMNS, CLASS_COLUMNS
-from kilopix.data.sources.classes import class_of_file, name_label, read_class_table
-from kilopix.data.sources.containers import BrokenImage, read_bytes, reference, split_reference
-from kilopix.data.sources.items import SourceItem
+from kilopix.data.sources.classes import LabelNames
+from kilopix.data.sources.containers import (
+    BrokenImage,
+    file_stamp,
+    read_bytes,
+    reference,
+    split_reference,
+    tar_index,
+)
+from kilopix.data.sources.folders import LONGEST_TEXT, caption_of_record, captions_of_text, read_record
+from kilopix.data.sources.items import SourceItem, describe
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
 from kilopix.runtime import progress_bar
+from kilopix.values import BadValue
 
-PICTURES = ("jpg", "jpeg", "png", "webp")
+PICTURES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2", "ppm", "heic")
 TEXTS = ("txt", "caption", "text")
 LABELS = ("cls", "class", "label")
 RECORDS = ("json", "label.json")
 RELEASE_TEXT = "flan_t5_xl_embeddings.npy"
 RELEASE_MEAN = "vae_embeddings_mean_256.npy"
 RELEASE_STD = "vae_embeddings_std_256.npy"
+_SMALL = {*TEXTS, *LABELS, *RECORDS}
 _MANY = 20  # tar files that take so long to list that a bar is shown
-_MOST = 1 << 20  # bytes of a caption or record; what is longer is something else
 
 
 @dataclass(frozen=True)
@@ -56,103 +64,134 @@ def split_member(name: str) -> tuple[str, str]:
 def tar_pictures(
     root: Path, files: list[Path], selection: Selection = EVERYTHING, tally: Tally | None = None
 ) -> tuple[list[SourceItem], list[tuple[str, str]]]:
-    """The wanted pictures of tar shards below `root`, in order, and the samples that hold none.
+    """The wanted pictures of tar shards below `root`, in order, and the members that are passed over.
 
     Conditions and captions are looked for in the samples' records.
     """
     tally = tally or Tally()
     items: list[SourceItem] = []
     unused: list[tuple[str, str]] = []
-    table = read_class_table(root)
     with progress_bar(disable=len(files) < _MANY) as bar:
         task = bar.add_task("list samples", total=len(files), note="tar files")
         for file in files:
-            _add_samples(file, str(file.relative_to(root)), table, items, unused, selection, tally)
+            container = file.relative_to(root).as_posix()
+            samples, passed = _samples(file)
+            unused += [(reference(container, name), why) for name, why in passed]
+            names = LabelNames.of(file, [root, file.parent])
+            spelled: dict[str, str] | None = None
+            for key, sample in samples.items():
+                if sample.picture is None:
+                    unused.append((reference(container, key), "a sample without a picture"))
+                    continue
+                path = reference(container, sample.picture)
+                try:
+                    record = sample.record()
+                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                    items.append(SourceItem(path, error=f"its record is damaged ({error})"))
+                    continue
+                if record and spelled is None:
+                    spelled = selection.check(list(record), file)
+                if tally.takes(selection, record, spelled or {name: name for name in selection.columns()}):
+                    items.append(_item(path, key, sample, record, selection, names))
             bar.advance(task)
     return items, unused
 
 
-def _add_samples(
-    file: Path,
-    container: str,
-    table: dict[str, str],
-    items: list[SourceItem],
-    unused: list[tuple[str, str]],
-    selection: Selection,
-    tally: Tally,
-) -> None:
-    spelled: dict[str, str] | None = None
-    for key, members in _samples(file).items():
-        picture = next((members[ending] for ending in PICTURES if ending in members), None)
-        if picture is None:
-            unused.append((reference(container, key), "a sample without a picture (jpg, png or webp)"))
-            continue
-        path = reference(container, str(picture))
-        try:
-            record = _record(members)
-            if record and spelled is None:
-                spelled = selection.check(record, file)
-            if tally.takes(selection, record, spelled or {name: name for name in selection.columns()}):
-                caption = selection.caption_column and (spelled or {}).get(selection.caption_column)
-                items.append(_item(path, key, members, record, caption, table, file))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            items.append(SourceItem(path, error=f"its text or record is damaged ({error})"))
+@dataclass
+class _Sample:
+    """The picture's name of a sample, and the bytes of its texts, labels and records by their endings."""
+
+    picture: str | None = None
+    small: dict[str, bytes] = field(default_factory=dict)
+
+    def record(self) -> dict[str, Any]:
+        """What its JSON members say."""
+        record: dict[str, Any] = {}
+        for ending in RECORDS:
+            if ending in self.small:
+                record |= read_record(self.small[ending])
+        return record
 
 
-def _samples(file: Path) -> dict[str, dict[str, Any]]:
-    """The members of every sample by their endings: the name of a picture, the bytes of texts and records."""
-    samples: dict[str, dict[str, Any]] = {}
-    small = {*TEXTS, *LABELS, *RECORDS}
+def _samples(file: Path) -> tuple[dict[str, _Sample], list[tuple[str, str]]]:
+    """The samples by their keys, and the members that are passed over, each with the reason."""
+    members: dict[str, tuple[str, str]] = {}
+    small: dict[str, bytes] = {}
+    passed: list[tuple[str, str]] = []
     try:
+        places = tar_index(file, file_stamp(file))
         with tarfile.open(file, "r:") as opened:
             for member in opened:
                 key, ending = split_member(member.name)
-                if not member.isreg() or not ending or key.rpartition("/")[2] == "":
+                if member.isdir() or key.rpartition("/")[2] == "":
                     continue
-                sample = samples.setdefault(key, {})
-                if ending in small and member.size <= _MOST:
+                if member.name not in places:
+                    passed.append((member.name, _why_passed(member)))
+                    continue
+                if member.name in members:
+                    passed.append((member.name, "comes more than once; the last of the name is taken"))
+                members[member.name] = (key, ending)
+                if ending in _SMALL:
+                    small.pop(member.name, None)
                     content = opened.extractfile(member)
-                    sample[ending] = content.read() if content else b""
-                else:
-                    sample[ending] = member.name
-    except (tarfile.TarError, OSError) as error:
+                    if content is not None and member.size <= LONGEST_TEXT:
+                        small[member.name] = content.read()
+    except (tarfile.TarError, OSError, KeyError) as error:
         raise UserError(
             f"{file}: not a whole tar file ({error}). Replace it or move it away; compressed ones must be "
             "unpacked to .tar first."
         ) from None
-    return samples
+    samples: dict[str, _Sample] = {}
+    pictures: dict[str, list[tuple[int, str]]] = {}
+    dotted: set[str] = set()
+    for name, (key, ending) in members.items():
+        if not ending:
+            passed.append((name, "has no ending that says what it is"))
+            continue
+        sample = samples.setdefault(key, _Sample())
+        if name in small:
+            if ending in sample.small:
+                passed.append((name, f"the sample {key} has another {ending}"))
+            else:
+                sample.small[ending] = small[name]
+        elif ending in PICTURES:
+            pictures.setdefault(key, []).append((PICTURES.index(ending), name))
+        elif ending.rpartition(".")[2] in PICTURES:
+            passed.append(
+                (name, f"its key ends at the first dot, so that it is of kind {ending!r}; rename it")
+            )
+            dotted.add(key)
+    for key, found in pictures.items():
+        # Of pictures in one sample the kind that comes first is taken, of one kind the name as it is usual.
+        first, *others = sorted(found, key=lambda one: (one[0], one[1] != one[1].lower()))
+        samples[key].picture = first[1]
+        passed += [(name, f"the sample's picture is {first[1]}") for _, name in others]
+    return {k: s for k, s in samples.items() if s.picture or k not in dotted}, passed
 
 
-def _record(members: dict[str, Any]) -> dict[str, Any]:
-    """What a sample's JSON members say."""
-    record: dict[str, Any] = {}
-    for ending in RECORDS:
-        if isinstance(members.get(ending), bytes):
-            found = json.loads(members[ending])
-            record |= found if isinstance(found, dict) else {}
-    return record
+def _why_passed(member: tarfile.TarInfo) -> str:
+    if member.issym() or member.islnk():
+        return f"a link to {member.linkname}, which is not in this tar file"
+    return "no regular file"
 
 
 def _item(
-    path: str,
-    key: str,
-    members: dict[str, Any],
-    record: dict[str, Any],
-    caption: str | None,
-    table: dict[str, str],
-    file: Path,
+    path: str, key: str, sample: _Sample, record: dict[str, Any], selection: Selection, names: LabelNames
 ) -> SourceItem:
-    if caption:
-        texts = [str(record.get(caption) or "")]
-    else:
-        texts = [members[e].decode() for e in TEXTS if isinstance(members.get(e), bytes)]
-        texts += [str(record[name]) for name in CAPTION_COLUMNS if record.get(name)]
-    labels = [members[e].decode().strip() for e in LABELS if isinstance(members.get(e), bytes)]
-    words = [record[name] for name in CLASS_COLUMNS if record.get(name) is not None]
-    class_name = class_of_file(key.rpartition("/")[2])
-    if not class_name and (words or labels):
-        class_name = name_label((words or labels)[0], None, table, file)
-    return SourceItem(path, class_name, " ".join(texts[0].split()) if texts else "")
+    """What a sample's members say of its picture: a text before the record, which is before a label file."""
+    texts = [sample.small[ending] for ending in TEXTS if ending in sample.small]
+    labels = [sample.small[ending] for ending in LABELS if ending in sample.small]
+    caption, label = selection.columns_of(list(record), Path(names.place)) if record else (None, None)
+    try:
+        found: object = caption_of_record(record, caption)
+        if texts and not selection.caption_column:
+            found = list(captions_of_text(texts[0], selection.caption_lines))
+        named = record.get(label) if label else None
+        if named is None and labels and selection.label_column is None:
+            named = labels[0]
+    except (BadValue, UnicodeDecodeError) as error:
+        return SourceItem(path, error=f"its text is damaged ({error})")
+    return describe(path, key.rpartition("/")[2], found, named, names)
 
 
 def release_arrays(root: Path, path: str) -> ReleaseArrays:

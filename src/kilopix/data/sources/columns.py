@@ -1,0 +1,17 @@
+"""The columns and fields that hold what kilopix wants to know of an image, whatever their capitals.
+
+In: the names that a table, a record or a Parquet file has. Out: the one that is meant.
+"""
+
+from collections.abc import Iterable
+
+PATH_COLUMNS = ("file_name", "path", "file", "image", "image_path", "filename")
+CAPTION_COLUMNS = ("caption", "text", "captions")
+CLASS_COLUMNS = ("class_name", "class", "label", "cls")
+
+
+def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first of `names` that `columns` have, as they spell it; None if they have none of them."""
+    columns = list(columns)
+    spelled = {column.lower(): column for column in columns} | {column: column for column in columns}
+    return next((spelled[name] for name in names if name in spelled), None)

@@ -1,0 +1,159 @@
+"""Tables of texts: csv, tsv, JSON lines and Parquet, read in one way.
+
+In: a file. Out: its columns, its rows by number, and the rows that cannot be read with the reason, so that
+nothing in it is taken for something else. A csv or tsv may be written by a program, with quotation marks, or
+by hand, without.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kilopix.data.sources.columns import CAPTION_COLUMNS, PATH_COLUMNS, find_column
+from kilopix.errors import UserError
+from kilopix.runtime import iterate_lines
+
+DELIMITERS = {".tsv": "\t", ".csv": ","}
+ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
+_LONGEST_FIELD = 1 << 24
+
+
+@dataclass(frozen=True)
+class Table:
+    """The columns of a table, in small letters, its rows by number from 1 on, and those that are wrong."""
+
+    columns: tuple[str, ...]
+    rows: list[tuple[int, dict[str, Any]]]
+    wrong: list[tuple[int, str]] = field(default_factory=list)
+
+
+def read_table(file: Path) -> Table:
+    """Read a table by the ending of its name, whatever its capitals; one that is none is a `UserError`."""
+    ending = file.suffix.lower()
+    if ending in DELIMITERS:
+        return _separated(file, DELIMITERS[ending])
+    lines = enumerate(iterate_lines(file) if ending == ".jsonl" else _parquet(file), 1)
+    rows = [(number, _lowered(row)) for number, row in lines]
+    columns = dict.fromkeys(name for _, row in rows for name in row)
+    return Table(tuple(columns), rows)
+
+
+def _lowered(row: dict[str, Any]) -> dict[str, Any]:
+    """A row by names in small letters; of names that differ in capitals alone, the one without any counts."""
+    return {name.lower(): value for name, value in row.items()} | {
+        name: value for name, value in row.items() if name == name.lower()
+    }
+
+
+def _parquet(file: Path) -> Iterator[dict[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        yield from pq.read_table(file).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+
+
+def _separated(file: Path, delimiter: str) -> Table:
+    """A csv or tsv; one of two columns needs no header.
+
+    A row with another number of fields than the header is wrong, since nobody knows which field is which. But
+    with two columns, a file name and a text, what follows the first delimiter is the text, commas and all.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{file}: not a text in UTF-8.") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error}).") from None
+    first = text.lstrip("\r\n").partition("\n")[0].lower()
+    if delimiter not in first:
+        delimiter = next((other for other in ";\t," if other in first), delimiter)
+    records = _records(text, delimiter, file)
+    if not records:
+        return Table((), [])
+    _, header, _ = records[0]
+    columns = [name.strip().lower() for name in header]
+    if len(columns) == 2 and not set(columns) & {*PATH_COLUMNS, *CAPTION_COLUMNS}:
+        columns = [PATH_COLUMNS[0], CAPTION_COLUMNS[0]]
+    else:
+        records = records[1:]
+    open_end = len(columns) == 2 and columns[0] in PATH_COLUMNS
+    table = Table(tuple(columns), [])
+    for number, (line, fields, error) in enumerate(records, 1):
+        if len(fields) > len(columns) and not any(fields[len(columns) :]):
+            fields = fields[: len(columns)]
+        if len(fields) > 2 and open_end and not error:
+            fields = [fields[0], delimiter.join(fields[1:])]
+        if error or len(fields) != len(columns):
+            found = f"{len(fields)} fields, and the header names {len(columns)} columns"
+            hint = f"; a text with {_NAMES[delimiter]} in it needs quotation marks around it"
+            more = hint if len(fields) > len(columns) else ""
+            table.wrong.append((number, error or f"line {line} has {found}{more}"))
+        else:
+            table.rows.append((number, dict(zip(columns, fields, strict=True))))
+    return table
+
+
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
+_Record = tuple[int, Sequence[str], str]
+"""The line that a record begins on, its fields, and what is wrong with it."""
+
+
+def _records(text: str, delimiter: str, file: Path) -> list[_Record]:
+    """The records of a file, without empty ones, with quotation marks read as programs write them.
+
+    Of a tsv, whose texts are often written as they are, marks that do not fit are part of the text, and so
+    are all others of the file.
+    """
+    quoted = _parse(text, delimiter)
+    if delimiter == "\t":
+        raw: list[_Record] = [
+            (i, line.split("\t"), "") for i, line in enumerate(_lines(text), 1) if line.strip()
+        ]
+        regular = len({len(fields) for _, fields, _ in raw}) == 1
+        if any(error for *_, error in quoted) or (regular and len(raw) != len(quoted)):
+            return raw
+    for line, _, error in quoted:
+        if error == _UNCLOSED:
+            raise UserError(f"{file}: the quotation mark in line {line} is never closed; close or double it.")
+    return quoted
+
+
+_UNCLOSED = "unexpected end of data"  # what the csv module calls it
+
+
+def _parse(text: str, delimiter: str) -> list[_Record]:
+    csv.field_size_limit(_LONGEST_FIELD)
+    lines = (line + "\n" for line in _lines(text))  # not splitlines: a text may hold U+2028
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    records: list[_Record] = []
+    while True:
+        begins = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return records
+        except csv.Error as error:
+            why = str(error)
+            wrong = why if why == _UNCLOSED else f"line {reader.line_num} is not valid csv ({why})"
+            records.append((begins, [], wrong))
+            continue
+        if any(fields):
+            records.append((begins, fields, ""))
+
+
+def _lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
+def path_column(table: Table, file: Path) -> str:
+    """The column of file names of a table; `UserError` if it has none."""
+    found = find_column(table.columns, PATH_COLUMNS)
+    if found is None:
+        has = ", ".join(table.columns)
+        raise UserError(f"{file}: needs a column of file names, called {PATH_COLUMNS[0]}; it has {has}.")
+    return found
