@@ -7,6 +7,7 @@ states that says what made it. `kilopix encode` hands the parts to workers.
 import os
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,15 @@ class EncodePart:
         short_texts = self._short_texts(made)
         data = self.recipe.data
         windows = windows_of(made.rows, data.windows, self.pictures["plain"].rows)
-        table = to_shard(made.rows, made.moments, made.texts, short_texts, data.text_storage, windows)
+        table = to_shard(
+            made.rows,
+            made.moments,
+            made.texts,
+            short_texts,
+            data.text_storage,
+            windows,
+            self._more_texts(made.rows),
+        )
         return facts.put_into(table, text.encode([""]) if part == 0 else None)
 
     def _encode(self, pictures: Pictures, rows: list[Row]) -> Encoded:
@@ -157,6 +166,13 @@ class EncodePart:
         side = self.recipe.data.image_size // autoencoder.downsampling
         empty = torch.empty(0, autoencoder.channels, side, side)
         return LatentMoments(torch.cat([empty, *means]), torch.cat([empty, *stds]))
+
+    def _more_texts(self, rows: list[Row]) -> list[list[Tensor]]:
+        """States of the further captions of every row."""
+        tokens = Pace.of(self._device, self.recipe.data.image_size).tokens
+        captions = [caption for row in rows for caption in row.more]
+        states = iter(encode_in_batches(self._encoders[0], captions, tokens))
+        return [list(islice(states, len(row.more))) for row in rows]
 
     def _short_texts(self, made: Encoded) -> list[Tensor]:
         """States of the short captions; those of the caption itself where there is no other."""

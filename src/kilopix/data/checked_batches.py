@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kilopix.data.loader import Batch, SampleOrder, collate
+from kilopix.data.loader import Batch, SampleOrder, collate, read_sample
 from kilopix.data.shards import Sample, Shards
 from kilopix.data.text_storage import StoredText
 from kilopix.runtime import sha256_of_file
@@ -41,9 +41,7 @@ def load_checked(
     """The images `first + offset` of every offset; `augmented` and `short` are given for the whole batch."""
 
     def read(offset: int) -> Sample:
-        i, epoch = order.at(first + offset)
-        sample = shards.augmented(i, epoch, short[offset]) if augmented[offset] else None
-        return sample or shards.plain(i, short[offset])
+        return read_sample(shards, order, first + offset, augmented[offset], short[offset])
 
     def name(offset: int) -> str:
         return str(shards.column("plain", "path")[order.at(first + offset)[0]].as_py())

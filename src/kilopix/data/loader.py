@@ -64,6 +64,10 @@ class SampleOrder:
             self._begin_window(epoch, number)
         return int(self._samples[place - self._starts[number]]), epoch
 
+    def caption(self, sample: int, epoch: int) -> int:
+        """The number that chooses among several captions of a sample in an epoch."""
+        return seed_from("caption", self.seed, sample, epoch)
+
     def _begin_epoch(self, epoch: int) -> None:
         rng = np.random.default_rng(seed_from("order", self.seed, epoch))
         self._blocks = rng.permutation(-(-self.count // self.block))
@@ -98,13 +102,18 @@ def load_batch(
     share = range(rank * len(short) // ranks, (rank + 1) * len(short) // ranks)
     samples = []
     for offset in share:
-        i, epoch = order.at(first + offset)
-        sample = shards.augmented(i, epoch, short[offset]) if augmented[offset] else None
-        samples.append(sample or shards.plain(i, short[offset]))
+        samples.append(read_sample(shards, order, first + offset, augmented[offset], short[offset]))
     batch = collate(samples, shards.index.text_storage, dtype)
     if shards.whitening is None:
         return batch
     return Batch(shards.whitening.whiten(batch.moments), batch.text, batch.window, batch.paths)
+
+
+def read_sample(shards: Shards, order: SampleOrder, image: int, augmented: bool, short: bool) -> Sample:
+    """The sample of the image with this number since the start of training."""
+    i, epoch = order.at(image)
+    sample = shards.augmented(i, epoch, short) if augmented else None
+    return sample or shards.plain(i, short, order.caption(i, epoch))
 
 
 def collate(

@@ -44,6 +44,8 @@ _COLUMNS = {
     "text": "tokens x text_width x text_storage: states of the caption's real tokens; before int8 states "
     "lie their scales, one float32 a token",
     "short_text": "the same of the short caption; no bytes where it is the caption",
+    "more_captions": "list of strings: further captions of the same picture",
+    "more_text": "list of states, each as in text: those of the further captions",
 }
 
 
@@ -78,10 +80,12 @@ def to_shard(
     short_texts: list[Tensor],
     storage: TextStorage = "float16",
     windows: Sequence[Box] | None = None,
+    more_texts: Sequence[Sequence[Tensor]] | None = None,
 ) -> "pa.Table":
-    """One Arrow table of rows with their latents and the states (tokens, width) of both captions.
+    """One Arrow table of rows with their latents and the states (tokens, width) of their captions.
 
-    Without `windows`, each row of kind crop shows its box, and each other the whole.
+    `more_texts` are the states of each row's further captions. Without `windows`, each row of kind crop shows
+    its box, and each other the whole.
     A short text that is the very tensor of the long one is not stored a second time.
     """
     import pyarrow as pa
@@ -103,6 +107,11 @@ def to_shard(
         "std": pa.array([s.tobytes() if s.any() else b"" for s in stds], pa.large_binary()),
         "text": pa.array([pack(text, storage) for text in texts], pa.large_binary()),
         "short_text": pa.array(shorts, pa.large_binary()),
+        "more_captions": pa.array([row.more for row in rows], pa.list_(pa.string())),
+        "more_text": pa.array(
+            [[pack(text, storage) for text in some] for some in more_texts or [()] * len(rows)],
+            pa.list_(pa.large_binary()),
+        ),
     }
     return pa.table(columns)
 
@@ -162,6 +171,13 @@ class Shards:
 
         return pa.chunked_array([file.table.column(name) for file in self._files[kind]], pa.string())
 
+    def captions(self, i: int) -> list[str]:
+        """All captions of plain picture number i, the one that counts where one is needed first."""
+        number, row = self._place("plain", i)
+        table = self._files["plain"][number].table
+        more = table.column("more_captions")[row].as_py() if "more_captions" in table.schema.names else []
+        return [table.column("caption")[row].as_py(), *more]
+
     def __len__(self) -> int:
         return self.index.plain
 
@@ -170,9 +186,12 @@ class Shards:
         """What the latents are whitened with when they are used, if the autoencoder's settings say so."""
         return self.index.latent_statistics if self.index.autoencoder.get("whiten") else None
 
-    def plain(self, i: int, short: bool = False) -> Sample:
-        """The plain picture number i, with its caption or its short one."""
-        return self._sample("plain", i, short)
+    def plain(self, i: int, short: bool = False, draw: int = 0) -> Sample:
+        """The plain picture number i, with its caption or its short one.
+
+        Of several captions `draw` chooses, taken modulo how many there are; 0 is the first.
+        """
+        return self._sample("plain", i, short, draw)
 
     def augmented(self, i: int, choice: int = 0, short: bool = False) -> Sample | None:
         """An augmented version of plain picture i, `choice` taken modulo how many there are."""
@@ -185,9 +204,14 @@ class Shards:
         """The numbers of the augmented rows that are made from plain picture i."""
         return self._versions[i].tolist()
 
-    def _sample(self, kind: str, i: int, short: bool) -> Sample:
+    def _sample(self, kind: str, i: int, short: bool, draw: int = 0) -> Sample:
+        file, row = self._place(kind, i)
+        return self._files[kind][file].sample(row, short, draw)
+
+    def _place(self, kind: str, i: int) -> tuple[int, int]:
+        """The file that holds row i of a kind, and the row's number in it."""
         file = int(np.searchsorted(self._starts[kind], i, "right")) - 1
-        return self._files[kind][file].sample(i - int(self._starts[kind][file]), short)
+        return file, i - int(self._starts[kind][file])
 
 
 class ShardFile:
@@ -200,11 +224,11 @@ class ShardFile:
     def __len__(self) -> int:
         return self.table.num_rows
 
-    def sample(self, i: int, short: bool) -> Sample:
+    def sample(self, i: int, short: bool, draw: int = 0) -> Sample:
         """Row i of the file."""
         shape = self._index.latent_shape
-        blob = self._short[i] if short else self._text[i]
-        blob = blob if len(blob) else self._text[i]
+        blob = self._short[i] if short else self._caption(i, draw)
+        blob = blob if len(blob) else self._caption(i, draw)
         text = view(blob, self._index.text_storage, self._index.text_width)
         std = self._std[i]
         x0, y0, x1, y1 = self._window[i].tolist()
@@ -215,6 +239,18 @@ class ShardFile:
             text,
             (x0, y0, x1, y1),
         )
+
+    def _caption(self, i: int, draw: int) -> np.ndarray:
+        """The states of the caption that `draw` chooses of row i's."""
+        if self._more is None:
+            return self._text[i]
+        first, after = int(self._more.starts[i]), int(self._more.starts[i + 1])
+        chosen = draw % (1 + after - first)
+        return self._more.blobs[first + chosen - 1] if chosen else self._text[i]
+
+    @cached_property
+    def _more(self) -> "ListedBlobs | None":
+        return ListedBlobs.of(self.table, "more_text")
 
     @cached_property
     def _path(self) -> "pa.Array":
@@ -260,6 +296,25 @@ class Blobs:
     def sizes(self) -> np.ndarray:
         """Bytes of every entry."""
         return np.diff(self._offsets)
+
+
+@dataclass(frozen=True)
+class ListedBlobs:
+    """A column of lists of bytes: those of row i are `blobs[starts[i]]` to before `blobs[starts[i + 1]]`."""
+
+    blobs: Blobs
+    starts: np.ndarray
+
+    @classmethod
+    def of(cls, table: "pa.RecordBatch", name: str) -> "ListedBlobs | None":
+        """The column of a table; None if it is not there, as in older shards, or holds nothing."""
+        if name not in table.schema.names:
+            return None
+        column = table.column(name)
+        starts = column.offsets.to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
+        if starts[0] == starts[-1]:
+            return None
+        return cls(Blobs(column.values), starts)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @dataclass(frozen=True)

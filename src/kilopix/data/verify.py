@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from kilopix.data.parts import open_table
-from kilopix.data.shards import Blobs, ShardIndex, read_index
+from kilopix.data.shards import Blobs, ListedBlobs, ShardIndex, read_index
 from kilopix.data.text_storage import tokens_in, view
 from kilopix.runtime import sha256_of_file
 from kilopix.types import UserError
@@ -71,14 +71,20 @@ def _check_file(path: Path, index: ShardIndex) -> tuple[int, list[str]]:
         return 0, []
     table = open_table(path)
     faults: list[str] = []
-    for column in ("mean", "std", "text", "short_text"):
-        blobs = Blobs(table.column(column))
+
+    def look(column: str, blobs: Blobs, row: Callable[[int], int]) -> None:
         wrong = [i for i, bad in enumerate(_bad_rows(blobs, column, index)) if bad]
         if wrong:
             faults.append(
                 f"{path.name}: {column} of {len(wrong)} rows is of the wrong size or not finite, first of "
-                f"{table.column('path')[wrong[0]].as_py()}"
+                f"{table.column('path')[row(wrong[0])].as_py()}"
             )
+
+    for column in ("mean", "std", "text", "short_text"):
+        look(column, Blobs(table.column(column)), lambda i: i)
+    if more := ListedBlobs.of(table, "more_text"):
+        starts = more.starts
+        look("more_text", more.blobs, lambda i: int(np.searchsorted(starts, i, "right")) - 1)
     return table.num_rows, faults
 
 

@@ -4,6 +4,7 @@ In: any manifest. Out: how long the captions are, how many have which fault, and
 `kilopix caption --redo` can make them anew.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from kilopix.runtime import say, write_json
 
 
 def run(manifest: Path, out: Path | None = None) -> Quality:
-    """Examine the captions of a manifest, write the report and print its tables."""
+    """Examine all captions of a manifest, also further ones of an image, and write and print the report."""
     source = read_manifest(manifest)
-    quality = examine([row.caption for row in source.rows], [row.class_name for row in source.rows])
+    told = [replace(row, caption=text) for row in source.rows for text in (row.caption, *row.more)]
+    source = replace(source, rows=told)
+    quality = examine([row.caption for row in told], [row.class_name for row in told])
     path = out or manifest.with_name(manifest.stem + ".quality.json")
     write_json(path, report(source, quality))
     _print(source, quality)

@@ -64,18 +64,18 @@ def run(shards_folder: Path, out: Path, count: int = 24, seed: int = 0, device: 
 
 def _page(shards: Shards, autoencoder: Autoencoder, chosen: list[int]) -> str:
     index = shards.index
-    captions = {kind: shards.column(kind, "caption") for kind in ("plain", "augmented")}
+    captions = shards.column("augmented", "caption")
     kinds = shards.column("augmented", "kind")
     rows = []
     for i in chosen:
-        plain = _show(autoencoder, shards.plain(i), captions["plain"][i].as_py(), "plain")
+        plain = _show(autoencoder, shards.plain(i), " / ".join(shards.captions(i)), "plain")
         versions = shards.versions(i)
         other = shards.augmented(i)
         cells = [_picture(plain)]
         texts = [_text(plain)]
         if other is not None:
             j = versions[0]
-            made = _show(autoencoder, other, captions["augmented"][j].as_py(), kinds[j].as_py())
+            made = _show(autoencoder, other, captions[j].as_py(), kinds[j].as_py())
             cells.append(_picture(made))
             texts.append(_text(made))
         else:

@@ -58,7 +58,7 @@ class DataView:
                 f"{model.generator.autoencoder_fingerprint}; give the shards that it was trained on."
             )
         self.model = model
-        self._captions = {kind: self.shards.column(kind, "caption") for kind in ("plain", "augmented")}
+        self._captions = self.shards.column("augmented", "caption")
         self._classes = self.shards.column("plain", "class_name")
         self._kinds = self.shards.column("augmented", "kind")
 
@@ -82,10 +82,10 @@ class DataView:
     def look(self, i: int) -> Look:
         """Picture number i, and its first augmented version, if it has one."""
         plain = self.shards.plain(i)
-        versions = [self._version(plain, "plain", self._captions["plain"][i].as_py())]
+        versions = [self._version(plain, "plain", " / ".join(self.shards.captions(i)))]
         if (augmented := self.shards.augmented(i)) is not None:
             j = self.shards.versions(i)[0]
-            caption = self._captions["augmented"][j].as_py()
+            caption = self._captions[j].as_py()
             versions.append(self._version(augmented, self._kinds[j].as_py(), caption))
         return Look(plain.path, self._classes[i].as_py(), len(plain.text), versions)
 

@@ -199,7 +199,9 @@ def _captions(root: Path, group: dict[str, str], by_line: bool) -> tuple[tuple[s
         if path.lower().endswith(RECORD):
             return texts_of(caption_of_record(read_record(content))), ""
         return captions_of_text(content, by_line), ""
-    except (BadValue, UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
+    except BadValue as error:
+        return (), str(error)
+    except (UnicodeDecodeError, json.JSONDecodeError, OSError) as error:
         return (), f"its text {PurePosixPath(path).name} is damaged ({error})"
 
 

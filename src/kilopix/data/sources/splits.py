@@ -51,7 +51,7 @@ def take_split(root: Path, files: Sequence[Path], asked: str | None) -> tuple[li
     for file in files:
         by_split.setdefault(split_of(file.relative_to(root).as_posix()), []).append(file)
     named = sorted(name for name in by_split if name)
-    there = ", ".join(f"{name} ({len(by_split[name])} files)" for name in named) or "none"
+    there = ", ".join(f"{name} ({_files(len(by_split[name]))})" for name in named) or "none"
     if asked is not None:
         taken = by_split.get(same_split(asked))
         if not taken:
@@ -62,8 +62,12 @@ def take_split(root: Path, files: Sequence[Path], asked: str | None) -> tuple[li
     if TRAIN not in by_split:
         raise UserError(f"{root}: holds several splits, {there}; say with --split which is meant.")
     unnamed = len(by_split.get(None, []))
-    more = f", and {unnamed} files of none" if unnamed else ""
+    more = f", and {_files(unnamed)} of none" if unnamed else ""
     return by_split[TRAIN], [f"{root}: holds the splits {there}{more}; takes train (--split names another)."]
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def folder_of_split(root: Path, folders: Sequence[str], asked: str | None) -> Path | None:

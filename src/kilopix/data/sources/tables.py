@@ -77,7 +77,8 @@ def _separated(file: Path, delimiter: str) -> Table:
         return Table((), [])
     _, header, _ = records[0]
     columns = [name.strip().lower() for name in header]
-    if len(columns) == 2 and not set(columns) & {*PATH_COLUMNS, *CAPTION_COLUMNS}:
+    unnamed = not set(columns) & {*PATH_COLUMNS, *CAPTION_COLUMNS}
+    if unnamed and len(columns) >= 2 and any(len(fields) == 2 for _, fields, _ in records):
         columns = [PATH_COLUMNS[0], CAPTION_COLUMNS[0]]
     else:
         records = records[1:]
