@@ -82,3 +82,23 @@ def test_a_limit_and_wrong_names(dataset: Path, tmp_path: Path, cli: Cli):
     missing = cli("fetch", tmp_path / "not-there", tmp_path / "none2")
     assert missing.code == 2
     assert "not-there" in missing.err
+
+
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_data_set_that_was_saved_to_disk_is_fetched(tmp_path: Path, cli: Cli, splits: bool):
+    from datasets import Dataset, DatasetDict, Features, Value
+    from datasets import Image as ImageFeature
+
+    rows = [{"image": Image.new("RGB", (30, 20), (20 * i, 0, 0)), "text": f"{i}"} for i in range(4)]
+    features = Features({"image": ImageFeature(), "text": Value("string")})
+    made = Dataset.from_list(rows, features=features)
+    saved = DatasetDict({"train": made, "test": made.select([3])}) if splits else made
+    saved.save_to_disk(str(tmp_path / "saved"))
+    refused = cli("caption", tmp_path / "saved", tmp_path / "c.parquet")
+    assert (refused.code, "`save_to_disk` wrote; `kilopix fetch" in refused.err) == (2, True)
+    done = cli("fetch", tmp_path / "saved", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert reds(tmp_path / "out") == [0, 20, 40, 60]
+    if splits:
+        no = cli("fetch", tmp_path / "saved", tmp_path / "other", "--split", "dev")
+        assert (no.code, "has no split 'dev'; it has train, test" in no.err) == (2, True)

@@ -180,3 +180,50 @@ def test_square_takes_the_centre(tmp_path: Path):
     assert out.shape == (50, 50, 3)
     assert out[:, 3:-3].min() > 250
     assert square(Image.new("RGB", (1, 1)), 32).size == (32, 32)
+
+
+def with_chunk(content: bytes, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk behind its header."""
+    check = struct.pack(">I", zlib.crc32(kind + data))
+    return content[:33] + struct.pack(">I", len(data)) + kind + data + check + content[33:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"iCCP", b"big\0\0" + zlib.compress(bytes(range(256)) * 8000)),
+        (b"zTXt", b"Comment\0\0" + zlib.compress(bytes(3_000_000))),
+        (b"iTXt", b"Comment\0\1\0\0\0" + zlib.compress(bytes(3_000_000))),
+        (b"zTXt", b"Comment\0\0damaged"),
+    ],
+)
+def test_a_png_whose_notes_are_large_or_damaged_is_read(tmp_path: Path, kind: bytes, data: bytes):
+    exif = Image.Exif()
+    exif[274] = 6
+    picture().save(tmp_path / "a.png", exif=exif)
+    content = (tmp_path / "a.png").read_bytes()
+    image = decode(with_chunk(content, kind, data))
+    assert np.array_equal(np.asarray(image), np.asarray(decode(content)))
+    assert image.size == (40, 60)  # turned as its EXIF data say, which are no note
+    with pytest.raises(BrokenImage):
+        decode(with_chunk(content, kind, data)[:-40])
+
+
+def test_cameras_raw_files_are_refused_by_name(tmp_path: Path):
+    picture().save(tmp_path / "a.tif")
+    (tmp_path / "a.tif").rename(tmp_path / "a.NEF")
+    with pytest.raises(BrokenImage, match="raw file; develop it"):
+        open_image(tmp_path / "a.NEF")
+
+
+def test_heic_is_read_with_its_extra_and_named_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from kilopix.data.sources import opening
+
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    heif.from_pillow(picture()).save(tmp_path / "a.heic", quality=95)
+    image = open_image(tmp_path / "a.heic")
+    assert image.mode == "RGB"
+    assert near(image, (45, 20), (0, 255, 0))
+    monkeypatch.setattr(opening, "_reads_heif", lambda: False)
+    with pytest.raises(BrokenImage, match=r"an HEIC image, which needs .*kilopix\[heic\]"):
+        open_image(tmp_path / "a.heic")
