@@ -4,8 +4,10 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from containers import numbered
 from kilopix.data.checked_batches import load_checked
@@ -17,6 +19,7 @@ from kilopix.data.verify import verify
 from kilopix.runtime import sha256_of_file
 from tiny import Cli
 
+SMALL = ["data.image_size=32", "autoencoder.channels=4"]
 CAPTIONS = [["A red boat.", "A boat at sea.", "It floats."], ["A car."], ["A cup.", "A blue cup."]]
 
 
@@ -26,8 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "images").mkdir()
     lines = [json.dumps({"file_name": f"{i}.png", "text": texts}) for i, texts in enumerate(CAPTIONS)]
     (folder / "images" / "metadata.jsonl").write_text("\n".join(lines), "utf-8")
+    rng = np.random.default_rng(0)
     for i in range(len(CAPTIONS)):
-        (folder / "images" / f"{i}.png").write_bytes(numbered(40 * i))
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(folder / "images" / f"{i}.png")
     return folder
 
 
@@ -38,7 +42,7 @@ def shards(folder: Path, cli: Cli) -> Shards:
         done = cli("caption", folder / "images", folder / "captions.parquet", "--captioner", "given")
         assert done.code == 0, done.err
         assert "3 of 3 images have a caption by given (2 images have several)" in done.out
-        done = cli("encode", folder / "captions.parquet", out, "data.image_size=32", "--device", "cpu")
+        done = cli("encode", folder / "captions.parquet", out, *SMALL, "--device", "cpu")
         assert done.code == 0, done.err
     return Shards(out)
 
