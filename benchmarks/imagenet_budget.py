@@ -52,7 +52,7 @@ def together(*rates: float) -> float:
 def shard_bytes(rates: Rates, storage: str, composed: bool) -> float:
     """Bytes of the shards of every image and its CutMix image, as `kilopix plan` counts them.
 
-    A caption of a CutMix image that is composed of two is as long as both; one by a model is as long as others.
+    A CutMix image's caption that is composed of two is as long as both; a model's is as long as others.
     """
     recipe = load_recipe(RECIPE, [f"data.text_storage={storage}"])
     budget = Budget(recipe, Encoded.of(recipe, int(rates.tokens)))
