@@ -8,8 +8,10 @@ docs/data.md holds what it prints. Put in the rates of your machine, for example
 import sys
 from dataclasses import dataclass, fields, replace
 
-PICTURES = 1_281_167
-"""Training images of ImageNet-1k."""
+from kilopix.budget import IMAGENET, TOKENS, Budget, Encoded
+from kilopix.recipe import load_recipe
+
+RECIPE = "dit_i_256_ta_cutmix"
 
 
 @dataclass(frozen=True)
@@ -20,11 +22,8 @@ class Rates:
     load: float = 430  # measured, one core: decoding and resizing to 256 pixels
     caption: float = 8  # assumed: LLaVA-NeXT of 8 billion weights in true batches, 90 words, a GPU
     autoencoder: float = 450  # assumed, a GPU in bfloat16
-    text: float = 600  # assumed, a GPU in bfloat16: Flan-T5-XL's encoder, 130 tokens
-    tokens: float = 130  # assumed: 90 words of a long caption
-    cutmix_tokens: float = 130  # assumed
-    short_tokens: float = 10  # assumed: a class name
-    width: int = 2048
+    text: float = 600  # assumed, a GPU in bfloat16: Flan-T5-XL's encoder, captions of so many tokens:
+    tokens: float = TOKENS["model"]  # assumed
     cores_per_gpu: int = 16
     jpeg_256: float = 45e3  # assumed, bytes: 256 x 256 at quality 95 without subsampling
 
@@ -40,7 +39,7 @@ class Machine:
 MACHINES = (Machine("1 GPU", 1), Machine("8 GPUs", 8), Machine("cluster of 64", 64))
 
 
-def hours(rate: float, machine: Machine, count: float = PICTURES) -> float:
+def hours(rate: float, machine: Machine, count: float = IMAGENET) -> float:
     """Hours for `count` pictures at `rate` a second and GPU."""
     return count / (rate * machine.gpus) / 3600
 
@@ -50,11 +49,14 @@ def together(*rates: float) -> float:
     return 1 / sum(1 / rate for rate in rates)
 
 
-def shard_bytes(rates: Rates, token_bytes: float, versions: int = 2) -> float:
-    """Bytes of the shards, by the bytes of one value of a text state."""
-    latents = 2 * 2 * 4 * 32 * 32  # mean and standard deviation in float16
-    states = rates.tokens + rates.short_tokens + (versions - 1) * rates.cutmix_tokens
-    return PICTURES * (versions * latents + states * rates.width * token_bytes)
+def shard_bytes(rates: Rates, storage: str, composed: bool) -> float:
+    """Bytes of the shards of every image and its CutMix image, as `kilopix plan` counts them.
+
+    A CutMix image's caption that is composed of two is as long as both; a model's is as long as others.
+    """
+    recipe = load_recipe(RECIPE, [f"data.text_storage={storage}"])
+    budget = Budget(recipe, Encoded.of(recipe, int(rates.tokens)))
+    return budget.shard_bytes if composed else 2 * IMAGENET * budget.row_bytes()
 
 
 def main(settings: list[str]) -> None:
@@ -83,13 +85,15 @@ def main(settings: list[str]) -> None:
         totals = [a + b for a, b in zip(totals, row, strict=True)]
         print(f"| {name} | " + " | ".join(f"{value:.1f} h" for value in row) + " |")
     print("| all | " + " | ".join(f"{value:.1f} h" for value in totals) + " |")
-    online = [hours(encode, machine, 2 * PICTURES) for machine in MACHINES]
+    online = [hours(encode, machine, 2 * IMAGENET) for machine in MACHINES]
     online = [h + hours(rates.caption, m) for h, m in zip(online, MACHINES, strict=True)]
     print("| all, CutMix online | " + " | ".join(f"{value:.1f} h" for value in online) + " |")
     print()
-    for name, size in (("bfloat16 or float16", 2.0), ("int8", 1 + 4 / rates.width)):
-        print(f"shards with text in {name}: {shard_bytes(rates, size) / 1e12:.2f} TB")
-    print(f"CutMix pictures as JPEG: {PICTURES * rates.jpeg_256 / 1e9:.0f} GB")
+    for composed, captions in ((False, ""), (True, ", `--online`")):
+        for storage, name in (("int8", "int8"), ("bfloat16", "bfloat16 or float16")):
+            size = shard_bytes(rates, storage, composed) / 1e9
+            print(f"| shards, text in {name}{captions} | {size:,.0f} GB |")
+    print(f"| CutMix images as JPEG | {IMAGENET * rates.jpeg_256 / 1e9:.0f} GB |")
 
 
 if __name__ == "__main__":
