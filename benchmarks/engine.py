@@ -125,7 +125,9 @@ def peak(device: str) -> float:
     """This process's peak memory in GB; `getrusage` would count the parent's, from which it was forked."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e9
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if "VmHWM" in line
+    ]
     return int(line.split()[1]) * 1024 / 1e9
 
 

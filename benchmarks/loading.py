@@ -173,7 +173,7 @@ def loader() -> None:
 
 def mib(what: str) -> float:
     """Memory of this process in MiB: `RssAnon`, which no file backs, or `RssFile`, mapped pages of files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 

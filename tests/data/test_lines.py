@@ -106,7 +106,7 @@ def test_broken_lines_are_named(tmp_path: Path):
         ('{"a": 1}\n{"a"', "line 2: not valid JSON"),
         ("[1]\n", "line 1: not a JSON object"),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             read_lines(path)
     with pytest.raises(UserError, match="no such file"):

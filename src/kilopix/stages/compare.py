@@ -110,7 +110,7 @@ def _observations(folder: Path) -> dict[str, Observations]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text().split("\n") if line]
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: a line is not JSON ({error}); score the pictures again.") from None
 
@@ -254,7 +254,7 @@ def _markdown(tables: list[Table], after: list[str]) -> str:
 def _html(tables: list[Table], after: list[str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
-    text = resources.files("kilopix.stages").joinpath("compare.html.j2").read_text()
+    text = resources.files("kilopix.stages").joinpath("compare.html.j2").read_text(encoding="utf-8")
     environment = Environment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -263,4 +263,4 @@ def _html(tables: list[Table], after: list[str]) -> str:
 
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
