@@ -164,7 +164,7 @@ def product_rate() -> float:
 def peak_of(which: str, what: str) -> float:
     """Peak memory in GB, in a process of its own."""
     command = [sys.executable, __file__, "memory", which, what]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    out = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     return float(out.stdout.split()[-1])
 
 

@@ -135,7 +135,7 @@ def memory_of(folder: Path, which: str, kind: str, device: str, batch: int) -> f
     """Peak memory in GB of a few steps, in a process of its own."""
     command = [sys.executable, __file__, "--memory", which, kind, "--folder", str(folder)]
     command += ["--device", device, "--batch", str(batch)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    out = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     return float(out.stdout.split()[-1])
 
 

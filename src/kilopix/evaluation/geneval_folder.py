@@ -70,7 +70,7 @@ def _read_prompt(folder: Path) -> Prompt:
     if not path.is_file():
         raise UserError(f"{path}: missing; it holds the prompt of the pictures beside it.")
     try:
-        prompts = prompts_from_text(path.read_text(encoding="utf-8"), str(path))
+        prompts = prompts_from_text(path.read_text(), str(path))
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file.") from None
     if len(prompts) != 1:

@@ -110,7 +110,7 @@ def _observations(folder: Path) -> dict[str, Observations]:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+        return [json.loads(line) for line in path.read_text().split("\n") if line]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: a line is not JSON ({error}); score the pictures again.") from None
 

@@ -52,7 +52,7 @@ def run(
 
 def _read(path: Path) -> list[str]:
     try:
-        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        texts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a file of prompts ({error}).") from None
     if not texts:

@@ -65,14 +65,14 @@ def run(
         times=_times(times) if times else [],
     )
     with atomic_path(out) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page)
     say(f"{out}: written.")
 
 
 def _template():
     from jinja2 import Environment, StrictUndefined
 
-    text = resources.files("kilopix.stages").joinpath("report.html.j2").read_text(encoding="utf-8")
+    text = resources.files("kilopix.stages").joinpath("report.html.j2").read_text()
     environment = Environment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -84,7 +84,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in path.read_text().splitlines()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: a line is not JSON ({error}); train again to mend it.") from None
 
@@ -144,7 +144,7 @@ def _model_name(folder: Path) -> str:
 
 def _judged(folder: Path) -> dict[str, list[Figure]]:
     """Pictures of every task, some right and some wrong where there are both, with what was found in them."""
-    lines = [json.loads(line) for line in (folder / "judged.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in (folder / "judged.jsonl").read_text().splitlines()]
     tasks: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         tasks.setdefault(line["tag"], []).append(line)

@@ -42,7 +42,7 @@ def read_prompts(path: Path | None, text: str = "") -> list[str]:
         if not path.is_file():
             raise UserError(f"{path}: no such file of prompts.")
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text()
         except UnicodeDecodeError:
             raise UserError(f"{path}: not a text file of prompts.") from None
     prompts = [line.strip() for line in text.splitlines() if line.strip()]

@@ -58,7 +58,7 @@ class TrainingView:
         if not path.is_file():
             return []
         lines = []
-        for text in path.read_text(encoding="utf-8").splitlines():
+        for text in path.read_text().splitlines():
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:

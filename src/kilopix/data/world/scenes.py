@@ -123,7 +123,7 @@ def load_scenes(split: Path) -> dict[str, Scene]:
     """The scenes of one split (`OUT/train` or `OUT/val`) by file name, in the order of `scenes.jsonl`."""
     path = split / "scenes.jsonl"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text().splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `kilopix mini` makes it.") from None
     scenes = {}
