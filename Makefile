@@ -4,10 +4,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo test test-slow check fix bench study docs figures wheel clean
+.PHONY: help demo test test-slow test-kernels check fix bench study docs figures wheel clean
 
 help:  ## Show these targets.
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 demo: $(READY)  ## Draw a small world, train on it, judge the model, open demo/report.html.
 	$(BIN)/kilopix demo demo
@@ -17,6 +17,9 @@ test: $(READY)  ## Run the tests.
 
 test-slow: $(READY)  ## Run the longer trials.
 	$(BIN)/python -m pytest -m slow --timeout 7200
+
+test-kernels: $(READY)  ## Run the tests for each kind of kernels, number of threads and locale; ONLY=a,b runs some.
+	$(BIN)/python tools/test_kernels.py $(if $(ONLY),--only $(ONLY)) $(TESTS)
 
 check: $(READY)  ## Lint, types, layers, spelling.
 	$(BIN)/ruff format --check .

@@ -164,7 +164,7 @@ def product_rate() -> float:
 def peak_of(which: str, what: str) -> float:
     """Peak memory in GB, in a process of its own."""
     command = [sys.executable, __file__, "memory", which, what]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    out = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     return float(out.stdout.split()[-1])
 
 
@@ -182,7 +182,9 @@ def measure_memory(which: str, what: str) -> None:
 
 def _peak() -> float:
     """This process's peak memory in GB; `getrusage` would count the parent's, from which it was forked."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if "VmHWM" in line
+    ]
     return int(line.split()[1]) * 1024 / 1e9
 
 

@@ -19,7 +19,7 @@ from kilopix.data.augmented import Augmenter
 from kilopix.data.cutmix import paste_at
 from kilopix.data.engines import run_local
 from kilopix.data.manifest import Manifest, Row
-from kilopix.data.parts import Parts, TableJob, one_thread_here
+from kilopix.data.parts import Parts, TableJob, threads_here
 from kilopix.data.pixels import read_square
 from kilopix.data.rows import write_rows
 from kilopix.encoding import Pace
@@ -88,7 +88,7 @@ def plain_pillow(augmenter: Augmenter, planned: Row, out: Path, as_floats: bool)
 def cutmix() -> None:
     """CutMix pictures a second on one core, decoding and writing included."""
     print("CutMix from 500 x 375 to 256 pixels, one core")
-    with tempfile.TemporaryDirectory() as name, one_thread_here():
+    with tempfile.TemporaryDirectory() as name, threads_here(1):
         folder, count = Path(name), 96
         augmenter = photographs(folder, count)
         outs = (folder / f"out{i}" for i in range(9))  # a new folder each time, as when it is used
@@ -166,7 +166,7 @@ def encoding() -> None:
     images = torch.rand(count, 3, side, side, generator=generator) * 2 - 1
     lengths = torch.randint(60, 140, (count,), generator=generator).tolist()
     texts = [" ".join(f"w{i}" for i in torch.randint(0, 998, (n,), generator=generator)) for n in lengths]
-    with tempfile.TemporaryDirectory() as name, torch.inference_mode(), one_thread_here():
+    with tempfile.TemporaryDirectory() as name, torch.inference_mode(), threads_here(1):
         folder = Path(name)
         configs = write_networks(folder)
         autoencoder = AutoencoderKL.from_pretrained(str(folder / "kl"), low_cpu_mem_usage=False).eval()

@@ -125,7 +125,9 @@ def peak(device: str) -> float:
     """This process's peak memory in GB; `getrusage` would count the parent's, from which it was forked."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated() / 1e9
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    (line,) = [
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if "VmHWM" in line
+    ]
     return int(line.split()[1]) * 1024 / 1e9
 
 
@@ -133,7 +135,7 @@ def memory_of(folder: Path, which: str, kind: str, device: str, batch: int) -> f
     """Peak memory in GB of a few steps, in a process of its own."""
     command = [sys.executable, __file__, "--memory", which, kind, "--folder", str(folder)]
     command += ["--device", device, "--batch", str(batch)]
-    out = subprocess.run(command, capture_output=True, text=True, check=True)
+    out = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=True)
     return float(out.stdout.split()[-1])
 
 

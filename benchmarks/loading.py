@@ -18,7 +18,7 @@ import torch
 from kilopix.data.loader import SampleOrder, load_batch
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, PartFacts, gather
-from kilopix.data.parts import one_thread_here, write_table
+from kilopix.data.parts import threads_here, write_table
 from kilopix.data.shards import ShardIndex, Shards, to_shard, write_index
 from kilopix.data.text_storage import STORAGES, TextStorage
 from kilopix.types import LatentMoments, TextStates
@@ -147,7 +147,7 @@ def loader() -> None:
             wanted = (rng.random(size) < 0.3).tolist()
             load_batch(shards, order, first, wanted, [False] * size, dtype=dtype)
 
-    with tempfile.TemporaryDirectory() as name, one_thread_here():
+    with tempfile.TemporaryDirectory() as name, threads_here(1):
         works: dict[str, Callable[[], object]] = {}
         for storage in STORAGES:
             folder = Path(name) / storage
@@ -173,7 +173,7 @@ def loader() -> None:
 
 def mib(what: str) -> float:
     """Memory of this process in MiB: `RssAnon`, which no file backs, or `RssFile`, mapped pages of files."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
 
 

@@ -41,7 +41,7 @@ def errors_in_states(captions: list[str]) -> None:
 
 def losses(run: Path) -> list[float]:
     """The losses in a run's log."""
-    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def main(images: int) -> None:

@@ -51,7 +51,7 @@ class Job:
         ids: dict[int, list[str]] = {}
         for rank in range(ranks):
             if self.ids(rank).exists():
-                mine = map(json.loads, self.ids(rank).read_text().splitlines())
+                mine = map(json.loads, self.ids(rank).read_text(encoding="utf-8").splitlines())
                 for position, paths in {line["position"]: line["ids"] for line in mine}.items():
                     ids[position] = ids.get(position, []) + paths
         return ids
@@ -62,7 +62,7 @@ class Job:
 
         def broken(loader: StepLoader, place: tuple[int, int]) -> StepBatch:
             batch = load(loader, place)
-            with open(self.ids(RANK), "a") as file:
+            with open(self.ids(RANK), "a", encoding="utf-8") as file:
                 file.write(json.dumps({"position": batch.position, "ids": batch.paths}) + "\n")
             if RANK == LAST:
                 self._break(place[0])

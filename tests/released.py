@@ -39,7 +39,7 @@ def write_released(folder: Path, arguments: dict[str, object], kind: str = "CADR
     torch.manual_seed(0)
     network = RIN(config, channels, width, side)
     save_file({k: v.contiguous() for k, v in to_published(network).items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(arguments))
+    (folder / "config.json").write_text(json.dumps(arguments), encoding="utf-8")
     return folder
 
 

@@ -32,7 +32,7 @@ def make_card(folder: Path, right: list[bool], form: str = "geneval", **changes:
             for i, (p, r) in enumerate(zip(prompts, right, strict=True))
         ]
     name = "observations.jsonl" if form == "fidelity" else "results.jsonl"
-    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     card = {
         "checkpoint": folder.name,
         "resolution": 256,
@@ -55,14 +55,14 @@ def test_a_table_in_markdown_and_html_beside_published_numbers(tmp_path: Path, c
     out = tmp_path / "out"
     done = cli("compare", a, b, "--out", out)
     assert done.code == 0, done.err
-    text = (out / "compare.md").read_text()
+    text = (out / "compare.md").read_text(encoding="utf-8")
     assert "| GenEval, mean of tasks | 0.4 | 0.9 | **+0.5 (" in text
     assert "| SDXL | 0.55 [1] |" in text
     assert "| SD3-medium | 0.62 [4] or 0.74 [3] |" in text
     assert "[1] GenEval: An Object-Focused Framework" in text
     assert "The same protocol for all" in text
     assert "†" not in text
-    page = (out / "compare.html").read_text()
+    page = (out / "compare.html").read_text(encoding="utf-8")
     assert page.count("<table>") == 3
     assert "<b>+0.5 (" in page
     assert "SDXL" not in (cli("compare", a, b, "--out", out, "--no-published").out)
@@ -78,7 +78,7 @@ def test_unlike_protocols_are_refused_or_marked(tmp_path: Path, cli: Cli):
     assert "steps (25 against 50)" in refused.err
     assert not out.exists()
     assert cli("compare", a, b, "--out", out, "--allow-unlike").code == 0
-    text = (out / "compare.md").read_text()
+    text = (out / "compare.md").read_text(encoding="utf-8")
     assert "| score | a † | b † | b less a † |" in text
     assert "| **† steps** | **25** | **50** |" in text
 
@@ -89,7 +89,7 @@ def test_unlike_protocols_are_refused_or_marked(tmp_path: Path, cli: Cli):
 def test_single_pictures_of_every_evaluator_are_paired(tmp_path: Path, cli: Cli, form: str, name: str):
     folders = [make_card(tmp_path / f"{label}/scores", some(n), form) for label, n in (("a", 3), ("b", 8))]
     assert cli("compare", *folders, "--out", tmp_path / "out").code == 0
-    text = (tmp_path / "out" / "compare.md").read_text()
+    text = (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")
     assert "| score | a/scores | b/scores | b/scores less a/scores |" in text
     row = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
     assert "**+" in row
@@ -107,4 +107,4 @@ def test_what_does_not_belong_together_is_an_error(tmp_path: Path, cli: Cli):
     assert "twice" in cli("compare", a, a / "card.json", "--out", tmp_path / "out").err
     assert "no such file" in cli("compare", a, tmp_path / "none", "--out", tmp_path / "out").err
     assert cli("compare", a, "--out", tmp_path / "out").code == 0
-    assert "| **a** | 0.4 |" in (tmp_path / "out" / "compare.md").read_text()
+    assert "| **a** | 0.4 |" in (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")

@@ -59,16 +59,16 @@ def test_overrides_are_toml_or_strings():
 
 
 def test_a_file_has_at_most_one_base(tmp_path: Path):
-    (tmp_path / "a.toml").write_text("seed = 1\n[model]\nwidth = 4\n")
-    (tmp_path / "b.toml").write_text('base = "a.toml"\n[model]\nheads = 2\n')
-    (tmp_path / "c.toml").write_text('base = "b.toml"\n')
+    (tmp_path / "a.toml").write_text("seed = 1\n[model]\nwidth = 4\n", encoding="utf-8")
+    (tmp_path / "b.toml").write_text('base = "a.toml"\n[model]\nheads = 2\n', encoding="utf-8")
+    (tmp_path / "c.toml").write_text('base = "b.toml"\n', encoding="utf-8")
     assert read_toml(tmp_path / "b.toml") == {"seed": 1, "model": {"width": 4, "heads": 2}}
     with pytest.raises(UserError, match="one level"):
         read_toml(tmp_path / "c.toml")
 
 
 def test_broken_and_missing_files_are_named(tmp_path: Path):
-    (tmp_path / "x.toml").write_text("seed = ")
+    (tmp_path / "x.toml").write_text("seed = ", encoding="utf-8")
     with pytest.raises(UserError, match=r"x\.toml: not valid TOML"):
         read_toml(tmp_path / "x.toml")
     with pytest.raises(UserError, match=r"none\.toml: no such file"):

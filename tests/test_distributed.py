@@ -71,7 +71,10 @@ def together(job) -> dict[str, Job]:
 
 
 def losses(run: Job) -> list[float]:
-    return [json.loads(line)["loss"] for line in (Path(run.out) / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"]
+        for line in (Path(run.out) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def without_key_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -120,13 +123,13 @@ def test_one_to_two_to_one_process_in_the_same_order(alone: dict[str, Job], toge
     assert_same(resumed, alone["dit"])
     order = alone["dit"].sample_ids(1)
     assert sorted(order) == list(range(0, 160, 8))
-    lines = [json.loads(line) for line in resumed.ids(1).read_text().splitlines()]
+    lines = [json.loads(line) for line in resumed.ids(1).read_text(encoding="utf-8").splitlines()]
     assert len(lines) > 3, "the second process was given nothing"
     # What two processes were given, one after the other, is what one is given; the first also wrote down
     # what it was given alone.
     for line in lines:
         assert line["ids"] == order[line["position"]][4:]
-    for line in map(json.loads, resumed.ids(0).read_text().splitlines()):
+    for line in map(json.loads, resumed.ids(0).read_text(encoding="utf-8").splitlines()):
         assert line["ids"] in (order[line["position"]], order[line["position"]][:4])
 
 

@@ -107,7 +107,10 @@ def pages() -> list[Path]:
 def blocks(*languages: str, only: str = "") -> list[Block]:
     found = []
     for path in [*pages(), ROOT / "README.md"]:
-        text, name = path.read_text(), str(path.relative_to(DOCS if DOCS in path.parents else ROOT))
+        text, name = (
+            path.read_text(encoding="utf-8"),
+            str(path.relative_to(DOCS if DOCS in path.parents else ROOT)),
+        )
         for match in re.finditer(r"^```(\w+)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
             line = text[: match.start()].count("\n") + 1
             if match[1] in languages and only in ("", name):
@@ -165,7 +168,7 @@ def test_commands_in_running_text_have_such_options():
     known = COMMANDS.commands  # pyright: ignore[reportAttributeAccessIssue]
     seen = 0
     for path in [*pages(), ROOT / "README.md"]:
-        for text in re.findall(r"`kilopix ([^`\n]+)`", path.read_text()):
+        for text in re.findall(r"`kilopix ([^`\n]+)`", path.read_text(encoding="utf-8")):
             name, *rest = text.split()
             assert name in known, f"{path.name}: kilopix {text}"
             options = {option for p in known[name].params for option in (*p.opts, *p.secondary_opts)}
@@ -221,7 +224,7 @@ def test_toml_blocks_are_recipes(tmp_path: Path):
     for block in found:
         assert set(tomllib.loads(block.text)) <= {*Recipe.model_fields, "base"}, block.where
         path = tmp_path / "recipe.toml"
-        path.write_text(block.text)
+        path.write_text(block.text, encoding="utf-8")
         load_recipe(str(path))
 
 
@@ -241,7 +244,7 @@ def test_json_blocks_are_json():
 def test_troubleshooting_quotes_what_kilopix_says():
     said = []
     for path in sorted((ROOT / "src").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr | ast.Constant):
                 said.append(
                     "".join(
@@ -249,7 +252,9 @@ def test_troubleshooting_quotes_what_kilopix_says():
                         for part in (node.values if isinstance(node, ast.JoinedStr) else [node])
                     )
                 )
-    rows = re.findall(r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(), flags=re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(.+?)` \|", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
     assert len(rows) >= 35
     for quoted in rows:
         for piece in quoted.split(" ... "):
@@ -268,7 +273,7 @@ def nav_files(entry: object) -> Iterator[str]:
 
 
 def test_the_navigation_has_every_page():
-    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    settings = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     listed = list(nav_files(settings["nav"]))
     results = {f"results/{path.name}" for path in (ROOT / "benchmarks" / "results").glob("*.md")}
     there = {str(path.relative_to(DOCS)) for path in pages()} | results | {"changelog.md", "log.md"}
@@ -292,10 +297,10 @@ def test_the_site_builds_without_a_warning(tmp_path: Path):
         },
     )
     assert built.returncode == 0, built.stderr
-    home = (tmp_path / "site" / "index.html").read_text()
+    home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert "googleapis" not in home
     assert "gstatic" not in home
-    generator = (tmp_path / "site" / "api" / "generator.html").read_text()
+    generator = (tmp_path / "site" / "api" / "generator.html").read_text(encoding="utf-8")
     assert "from_pretrained" in generator
 
 
@@ -306,7 +311,7 @@ def test_figures_are_drawn_by_the_code_and_used(tmp_path: Path):
     finally:
         sys.path.pop(0)
     assert {path.name for path in (DOCS / "figures").iterdir()} == set(figures.FIGURES)
-    text = "".join(path.read_text() for path in DOCS.glob("*.md"))
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))
     assert all(f"](figures/{name})" in text for name in figures.FIGURES)
     for number in range(2):
         (tmp_path / str(number)).mkdir()
@@ -317,8 +322,8 @@ def test_figures_are_drawn_by_the_code_and_used(tmp_path: Path):
 
 
 def test_the_seams_in_the_text_are_those_measured():
-    found = json.loads((ROOT / "benchmarks" / "results" / "seams.json").read_text())
-    concepts = (DOCS / "concepts.md").read_text()
+    found = json.loads((ROOT / "benchmarks" / "results" / "seams.json").read_text(encoding="utf-8"))
+    concepts = (DOCS / "concepts.md").read_text(encoding="utf-8")
     for row in found["levels"]:
         assert f"| {row['t']:g} | {row['seam']:.1%} " in concepts
     seam = {row["t"]: row for row in found["levels"]}

@@ -32,7 +32,7 @@ THINGS = ["car", "dog", "red tie"]
 def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three questions a prompt; the second depends on the first, and the third on both."""
     path = tmp_path_factory.mktemp("questions") / "dpg_bench.csv"
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
         for name in NAMES:
@@ -74,7 +74,7 @@ def scored(grids: Path, questions: Path, model: Path, tmp_path_factory: pytest.T
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def value(card: Card, name: str) -> float:
@@ -161,15 +161,17 @@ def test_killed_and_started_again(
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
     assert not (out / "answers.jsonl").exists()
-    first = (out / ".parts" / "part-00000.jsonl").read_text()
+    first = (out / ".parts" / "part-00000.jsonl").read_text(encoding="utf-8")
     marked = first.replace('"text": "', '"text": "kept ')
     assert marked != first
-    (out / ".parts" / "part-00000.jsonl").write_text(marked)
+    (out / ".parts" / "part-00000.jsonl").write_text(marked, encoding="utf-8")
     assert cli(*arguments).code == 0
-    assert (out / "answers.jsonl").read_text().replace('"kept ', '"') == (
+    assert (out / "answers.jsonl").read_text(encoding="utf-8").replace('"kept ', '"') == (
         scored / "answers.jsonl"
-    ).read_text()
-    assert (out / "answers.jsonl").read_text().count('"kept ') == 24, "eight pictures were not asked again"
+    ).read_text(encoding="utf-8")
+    assert (out / "answers.jsonl").read_text(encoding="utf-8").count('"kept ') == 24, (
+        "eight pictures were not asked again"
+    )
     assert (out / "card.json").read_bytes() == (scored / "card.json").read_bytes()
 
 
@@ -251,12 +253,12 @@ def test_fetching_checks_the_hash(questions: Path, tmp_path: Path, cli: Cli):
     assert "5 prompts, 15 questions" in first.out
     assert "not vouched for" in first.out
     assert out.read_bytes() == questions.read_bytes()
-    sha256 = (tmp_path / "dpg.csv.sha256").read_text().split()[0]
+    sha256 = (tmp_path / "dpg.csv.sha256").read_text(encoding="utf-8").split()[0]
     assert "as given" in cli(*fetch, "--sha256", sha256).out
-    out.write_text(out.read_text() + "\n")
+    out.write_text(out.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     assert "is expected; delete it, and it is fetched again" in cli(*fetch).err
     out.unlink()
-    source.write_text(source.read_text() + "\n")
+    source.write_text(source.read_text(encoding="utf-8") + "\n", encoding="utf-8")
     changed = cli(*fetch)
     assert "is expected; nothing was kept" in changed.err
     assert not out.exists()

@@ -244,10 +244,10 @@ def test_inspect_shows_pictures_beside_captions(photos: Path, tmp_path: Path, cl
     assert cli("encode", photos / "captions.parquet", out, SIZE, "--online").code == 0
     done = cli("inspect", out, tmp_path / "page.html", "-n", 5)
     assert done.code == 0, done.err
-    page = (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert page.count("<img") == 10
     assert page.count("data:image/png;base64,") == 10
     assert page.count("<b>cutmix</b>") == 5
     assert "An image of a fox." in page or "An image of a cup." in page
-    codec = json.loads((out / "index.json").read_text())["autoencoder_name"]
+    codec = json.loads((out / "index.json").read_text(encoding="utf-8"))["autoencoder_name"]
     assert codec in page

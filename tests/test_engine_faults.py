@@ -26,7 +26,7 @@ def job(demo: Path, out: Path, *settings: str, shards: Path | None = None) -> Jo
 
 
 def skipped(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (out / "skipped.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -75,7 +75,9 @@ def test_after_some_in_a_row_the_run_goes_back_and_moves_on(
     assert run.do()
     assert [line["position"] for line in skipped(tmp_path / "run")] == [112, 128, 144]
     assert "back to 64 images; the data go on from image 160." in capsys.readouterr().out
-    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [line["images"] for line in lines] == list(range(16, 321, 16))
     # 64 images, and then those from 160 on.
     assert sorted(place for place in run.sample_ids(1) if place >= 160) == list(range(160, 416, 16))

@@ -213,7 +213,7 @@ def test_a_hub_folder_is_read_back(tiny_demo: Path, tmp_path: Path, cli: Cli):
 
 def test_an_export_guards_folders_and_scores(tiny_demo: Path, tmp_path: Path, cli: Cli):
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work", encoding="utf-8")
     done = cli("export", tiny_demo / "run", tmp_path / "mine")
     assert done.code == 2
     assert "not made by this command" in done.err

@@ -9,7 +9,7 @@ import pytest
 from kilopix.cli import use
 from tiny import Cli
 
-TEXT = (Path(__file__).parents[1] / "docs" / "generate.md").read_text()
+TEXT = (Path(__file__).parents[1] / "docs" / "generate.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:

@@ -46,7 +46,7 @@ def lay(root: Path, prompts: list[Prompt], per_prompt: int = 2, side: int = 40) 
             path.parent.mkdir(parents=True, exist_ok=True)
             noise = rng.integers(0, 256, (side, side, 3)) * rng.random(3)
             Image.fromarray(noise.astype(np.uint8)).save(path)
-        metadata_path(root, number).write_text(metadata_text(prompt))
+        metadata_path(root, number).write_text(metadata_text(prompt), encoding="utf-8")
     return root
 
 
@@ -73,7 +73,7 @@ def scored(models: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_every_picture_has_detections_a_verdict_and_a_part_of_the_card(
@@ -213,12 +213,15 @@ def test_lengthened_prompts_are_another_protocol(
     refused = cli("geneval", tmp_path / "b", "--out", tmp_path / "c", *weights(models))
     assert "though it is said that they are plain" in refused.err
     said = tmp_path / "said.json"
-    said.write_text(json.dumps({"checkpoint": "Model 7", "prompt_style": "lengthened by hand", "steps": 50}))
+    said.write_text(
+        json.dumps({"checkpoint": "Model 7", "prompt_style": "lengthened by hand", "steps": 50}),
+        encoding="utf-8",
+    )
     more = ["--made-by", str(said), "--device", "cpu"]
     assert cli("geneval", tmp_path / "a", "--out", tmp_path / "d", *weights(models), *more).code == 0
     card = read_card(tmp_path / "d" / "card.json")
     assert (card.checkpoint, card.prompt_style, card.steps) == ("Model 7", "lengthened by hand", 50)
-    said.write_text(json.dumps({"checkpoint": "Model 7", "step": 50}))
+    said.write_text(json.dumps({"checkpoint": "Model 7", "step": 50}), encoding="utf-8")
     refused = cli("geneval", tmp_path / "a", "--out", tmp_path / "e", *weights(models), *more)
     assert "unknown key 'step'; did you mean 'steps'?" in refused.err
 
@@ -269,12 +272,14 @@ def test_from_a_checkpoint_to_a_card(
     texts = [{"prompt": p.text, "lengthened": f"{p.text} in the soft light of dawn."} for p in few]
     lines = [{"model": "tiny-7b", "model_fingerprint": "x", "instruction": "y"}, *texts]
     longer = tmp_path / "longer.jsonl"
-    longer.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    longer.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert "prompts_sha256 has changed" in cli(*make, "--lengthened", longer).err
     make[3] = out = tmp_path / "longer"
     assert cli(*make, "--lengthened", longer).code == 0
     assert calls[-1][0][0] == few[16].text + " in the soft light of dawn."
-    assert metadata_path(out, 16).read_text() == metadata_text(few[16]), "the rules need the plain prompt"
+    assert metadata_path(out, 16).read_text(encoding="utf-8") == metadata_text(few[16]), (
+        "the rules need the plain prompt"
+    )
     scored = cli("geneval", out, "--out", tmp_path / "scores2", *weights(models), "--device", "cpu")
     assert scored.code == 0, scored.err
     other = read_card(tmp_path / "scores2" / "card.json")

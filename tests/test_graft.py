@@ -222,7 +222,7 @@ class TestRuns:
         begun = header["started_from"]
         assert begun["sha256"] == sha256_of_file(tiny_demo / "run" / "model.safetensors")
         assert begun["images_seen"] == 96
-        assert json.loads((out / "recipe.json").read_text())["started_from"] == begun
+        assert json.loads((out / "recipe.json").read_text(encoding="utf-8"))["started_from"] == begun
         again = cli("train", shards, out, *given, "--start-from", tiny_demo / "run", "--device", "cpu")
         assert again.code == 0
         assert "already trained" in again.out
@@ -258,7 +258,7 @@ class TestRuns:
             update={"training": loaded.training.model_copy(update={"start_from": str(source)})}
         )
         record = tmp_path / "recipe.json"
-        record.write_text(json.dumps({"started_from": {"sha256": "0" * 64}}))
+        record.write_text(json.dumps({"started_from": {"sha256": "0" * 64}}), encoding="utf-8")
         with pytest.raises(UserError, match="has changed since"):
             beginning(loaded, dict(header), record, begun=False)
 
@@ -297,7 +297,7 @@ def test_released_weights_can_begin_a_run(tmp_path: Path):
         "concat_cond_token_to_latents": False,
         "num_text_registers": 2,
     }
-    (tmp_path / "config.json").write_text(json.dumps(arguments))
+    (tmp_path / "config.json").write_text(json.dumps(arguments), encoding="utf-8")
     source = read_source(tmp_path / "model.safetensors")
     assert source.objective.prediction == "noise"
     target = Shape(config.model_copy(update={"latents": 16}), 2 * SIDE, 4, WIDTH)

@@ -10,12 +10,12 @@ from tiny_models import save_instruct
 
 
 def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_local_model(tmp_path: Path, cli: Cli):
     prompts = [prompt.text for prompt in official_prompts()[:20]]
-    (tmp_path / "prompts.txt").write_text("\n".join([*prompts, prompts[0], ""]))
+    (tmp_path / "prompts.txt").write_text("\n".join([*prompts, prompts[0], ""]), encoding="utf-8")
     save_instruct(tmp_path / "model")
     command = ["lengthen", tmp_path / "longer.jsonl", "--model", tmp_path / "model", "--max-tokens", "8"]
     command += ["--prompts", tmp_path / "prompts.txt", "--device", "cpu"]
@@ -34,7 +34,7 @@ def test_a_local_model(tmp_path: Path, cli: Cli):
 
 def test_a_server_that_fails_in_the_middle(tmp_path: Path, cli: Cli):
     prompts = [prompt.text for prompt in official_prompts()[:60]]
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     limit = 40
 
     def answer(body):

@@ -31,7 +31,7 @@ def test_the_set_is_laid_out_as_class_folders(made):
     for split, count in (("train", 5), ("val", 2)):
         assert sorted(p.name for p in (made / split).iterdir() if p.is_dir()) == sorted(folders)
         assert all(len(list((made / split / folder).glob("*.jpg"))) == count for folder in folders)
-    assert json.loads((made / "mini.json").read_text()) == {"complete": True, **SMALL}
+    assert json.loads((made / "mini.json").read_text(encoding="utf-8")) == {"complete": True, **SMALL}
     assert not list(made.rglob("*.tmp"))
 
 
@@ -44,7 +44,7 @@ def test_scenes_say_what_the_pictures_show(made):
             assert picture.shape == (32, 32, 3)
             assert np.abs(picture - render(scene, 32)).mean() < 8
             assert scene.object.color not in held_out_colors(scene.object.name)
-    first = json.loads((made / "train" / "scenes.jsonl").read_text().splitlines()[0])
+    first = json.loads((made / "train" / "scenes.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert list(first)[:4] == ["file", "object", "colors", "color"]
 
 
@@ -76,7 +76,7 @@ def test_a_run_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
     monkeypatch.setattr(mini._Draw, "_draw", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         run(out, **SMALL, workers=1)
-    assert json.loads((out / "mini.json").read_text())["complete"] is False
+    assert json.loads((out / "mini.json").read_text(encoding="utf-8"))["complete"] is False
     left_behind = out / "train" / "car" / ".car_00004.jpg.1.tmp"
     left_behind.write_bytes(b"half")
     before = (out / "train" / "car" / "car_00000.jpg").stat().st_mtime_ns
@@ -95,7 +95,7 @@ def test_a_finished_set_is_left_alone(made, capsys, monkeypatch):
 def test_other_arguments_or_other_files_are_refused(made, tmp_path):
     with pytest.raises(UserError, match="seed=3"):
         run(made, **{**SMALL, "seed": 4})
-    (tmp_path / "letter.txt").write_text("dear reader")
+    (tmp_path / "letter.txt").write_text("dear reader", encoding="utf-8")
     with pytest.raises(UserError, match="not empty"):
         run(tmp_path, **SMALL)
 

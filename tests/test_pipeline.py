@@ -49,7 +49,10 @@ def test_scores_have_intervals_and_protocol(tiny_demo: Path):
     assert names[-1] == "KID"
     assert all(s.low is not None and s.high is not None for s in card.scores)
     assert all(s.low <= s.value <= s.high for s in card.scores)
-    judged = [json.loads(line) for line in (tiny_demo / "scores" / "judged.jsonl").read_text().splitlines()]
+    judged = [
+        json.loads(line)
+        for line in (tiny_demo / "scores" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert card.images == len(judged) + 16
     right = sum(line["correct"] for line in judged if line["tag"] == "single_object")
     single = next(s for s in card.scores if s.name == "single object")
@@ -57,7 +60,7 @@ def test_scores_have_intervals_and_protocol(tiny_demo: Path):
 
 
 def test_the_report_is_one_page_with_all_parts(tiny_demo: Path):
-    page = (tiny_demo / "report.html").read_text()
+    page = (tiny_demo / "report.html").read_text(encoding="utf-8")
     assert page.count("<img") > 30
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert 'src="data:image/png;base64,' in page
@@ -114,7 +117,7 @@ def test_a_demo_that_is_stopped_in_training_goes_on(tmp_path: Path, monkeypatch,
     monkeypatch.setattr(engine, "take_step", stop_after_three)
     assert run_demo(tmp_path / "demo", "mini", TINY) is None
     assert not (tmp_path / "demo" / "scores").exists()
-    assert not json.loads((tmp_path / "demo" / "times.json").read_text())["train"]["finished"]
+    assert not json.loads((tmp_path / "demo" / "times.json").read_text(encoding="utf-8"))["train"]["finished"]
     assert run_demo(tmp_path / "demo", "mini", TINY) == tmp_path / "demo" / "report.html"
     ours, theirs = (
         read_weights(demo / "run" / "model.safetensors")[0] for demo in (tmp_path / "demo", tiny_demo)
@@ -156,7 +159,7 @@ def strangers_photographs(folder: Path) -> None:
         picture.save(folder / name, ending, **options)
     whole = (folder / "Great White Shark/large.jpg").read_bytes()
     (folder / "umbrella/cut.jpg").write_bytes(whole[: len(whole) // 3])
-    (folder / "umbrella/notes.png").write_text("no picture")
+    (folder / "umbrella/notes.png").write_text("no picture", encoding="utf-8")
 
 
 def test_strangers_photographs_go_through(tmp_path: Path, cli: Cli):
@@ -193,7 +196,7 @@ def test_strangers_photographs_go_through(tmp_path: Path, cli: Cli):
 
 def test_a_folder_of_nothing_but_broken_files_fails(tmp_path: Path, cli: Cli):
     (tmp_path / "photos" / "fox").mkdir(parents=True)
-    (tmp_path / "photos" / "fox" / "a.jpg").write_text("no picture")
+    (tmp_path / "photos" / "fox" / "a.jpg").write_text("no picture", encoding="utf-8")
     done = cli("caption", tmp_path / "photos", tmp_path / "c.parquet")
     assert done.code == 2
     assert done.err.count("\n") == 1
@@ -260,7 +263,10 @@ def test_prompts_that_say_where_are_a_protocol_of_their_own(tiny_demo: Path, tmp
     card, plain = read_card(tmp_path / "s" / "card.json"), read_card(tiny_demo / "scores" / "card.json")
     assert (card.prompt_style, plain.prompt_style) == ("placed", "plain")
     assert "prompt_style" in like(card, plain)
-    judged = [json.loads(line) for line in (tmp_path / "s" / "judged.jsonl").read_text().splitlines()]
+    judged = [
+        json.loads(line)
+        for line in (tmp_path / "s" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     two = [line for line in judged if line["tag"] in ("two_object", "position", "color_attr")]
     assert len(two) == 6
     assert all(" corner, a" in line["prompt"] for line in two)
@@ -281,14 +287,14 @@ def test_prompts_come_from_arguments_file_or_standard_input(
 ):
     import io
 
-    (tmp_path / "prompts.txt").write_text("a photo of a cat\n\na photo of a car\n")
+    (tmp_path / "prompts.txt").write_text("a photo of a cat\n\na photo of a car\n", encoding="utf-8")
     out = tmp_path / "out"
     done = cli(
         *("sample", tiny_demo / "run", "--file", tmp_path / "prompts.txt", "-o", out),
         *("-n", "2", "--steps", "3", "--guidance", "2", "--sampler", "heun"),
     )
     assert done.code == 0, done.err
-    listed = json.loads((out / "samples.json").read_text())
+    listed = json.loads((out / "samples.json").read_text(encoding="utf-8"))
     assert [i["prompt"] for i in listed["images"]] == ["a photo of a cat"] * 2 + ["a photo of a car"] * 2
     assert listed["sampling"]["steps"] == 3
     assert listed["sampling"]["guidance"]["scale"] == 2
@@ -346,7 +352,7 @@ def test_cad_i_trains_goes_on_and_makes_pictures(tiny_demo: Path, tmp_path: Path
         done = cli("sample", run, "a photo of a fox", "--out", str(out), "--steps", "2", *options)
         assert done.code == 0, done.err
         pictures.append((out / "00000.png").read_bytes())
-        made = json.loads((out / "samples.json").read_text())
+        made = json.loads((out / "samples.json").read_text(encoding="utf-8"))
         assert made["sampling"]["steps"] == (4 if name == "preset" else 2)
     assert len(set(pictures)) == 3
 

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    return re.findall(
+        rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
 
 
 def shell_lines() -> list[list[str]]:
@@ -37,17 +39,23 @@ def test_the_walk_through_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 def test_the_make_commands_exist():
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    targets = set(
+        re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    )
     asked = {line[1] for line in shell_lines() if line[0] == "make"}
     assert asked == {"demo", "test"}
     assert asked | {"check", "fix", "bench", "help", "test-slow"} <= targets
-    assert "make test" in (ROOT / ".ci" / "run").read_text()
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
 def test_every_command_is_in_the_table_and_has_an_example():
     commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     table = set(
-        re.findall(r"^\| `kilopix ([a-z-]+)` \|", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+        re.findall(
+            r"^\| `kilopix ([a-z-]+)` \|",
+            (ROOT / "README.md").read_text(encoding="utf-8"),
+            flags=re.MULTILINE,
+        )
     )
     assert table == set(commands)
     for name, command in commands.items():
@@ -55,7 +63,7 @@ def test_every_command_is_in_the_table_and_has_an_example():
 
 
 def test_links_lead_somewhere():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert len(links) >= 2
     assert [link for link in links if not (ROOT / link).exists()] == []
 

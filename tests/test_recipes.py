@@ -81,7 +81,7 @@ def test_there_are_all_recipes():
 def test_every_recipe_validates_and_builds_at_its_size(path: Path):
     recipe = load_recipe(str(path))
     assert load_recipe(path.stem) == recipe
-    assert path.read_text().startswith("# ")
+    assert path.read_text(encoding="utf-8").startswith("# ")
     imagenet = path.stem in PARAMETERS
     with torch.device("meta"):
         network = build_network(recipe, 4 if imagenet else 16, 2048 if imagenet else 384)
@@ -107,7 +107,12 @@ def test_the_published_recipe_is_the_published_one():
     assert 0.5 ** (1024 / training.average.half_life_images) == pytest.approx(0.9999, abs=1e-8)
     assert (recipe.text.kind, recipe.autoencoder.kind) == ("t5", "sd")
     assert recipe.sampling.guidance.scale - 1 == 15
-    assert "base" not in (Path(__file__).parents[1] / "recipes/cad_i_256_published.toml").read_text().split()
+    assert (
+        "base"
+        not in (Path(__file__).parents[1] / "recipes/cad_i_256_published.toml")
+        .read_text(encoding="utf-8")
+        .split()
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in PARAMETERS if load_recipe(n).training.start_from])
@@ -161,7 +166,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for i in range(4):
             Image.fromarray(rng.integers(0, 256, (96, 144, 3), np.uint8)).save(folder / name / f"{i}.png")
             lines.append(f"{name}/{i}.png\tan image of the {name}\t{name}")
-    (folder / "captions.tsv").write_text("\n".join(lines) + "\n")
+    (folder / "captions.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert {"an", "image", "of", "the", "fox"} <= set(WORDS)
     return folder
 
@@ -179,7 +184,7 @@ def started(name: str, cli: Cli, encoders: Path, pictures: Path, out: Path) -> N
     ):
         done = cli(*command)
         assert done.code == 0, f"{name}: {done.err}"
-    lines = (run / "log.jsonl").read_text().splitlines()
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 2
     assert all(math.isfinite(float(line.split('"loss": ')[1].split(",")[0])) for line in lines)
     assert (run / "model.safetensors").is_file()

@@ -35,7 +35,7 @@ print(before, peak(), image.size, sum(p.numel() for p in generator.network.param
 def test_the_released_size_loads_and_samples_in_its_own_memory(tmp_path: Path):
     if not Path("/proc/self/status").exists():
         pytest.skip("peak memory is read from /proc")
-    arguments = json.loads(SHAPES.read_text())["config"] | {"label_dim": 2048}
+    arguments = json.loads(SHAPES.read_text(encoding="utf-8"))["config"] | {"label_dim": 2048}
     folder = write_released(tmp_path / "cad", arguments)
     text, autoencoder = write_encoders(tmp_path, text_width=2048)
     file = folder / "model.safetensors"

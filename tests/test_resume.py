@@ -41,7 +41,7 @@ def assert_same(a: Path, b: Path) -> None:
     logs = [
         [
             (line["images"], line["loss"])
-            for line in map(json.loads, (f / "log.jsonl").read_text().splitlines())
+            for line in map(json.loads, (f / "log.jsonl").read_text(encoding="utf-8").splitlines())
         ]
         for f in (a, b)
     ]
@@ -51,14 +51,14 @@ def assert_same(a: Path, b: Path) -> None:
 def stop_at_a_checkpoint(demo: Path, out: Path, number: int) -> tuple[int, str]:
     """Start the command, send a signal when the first checkpoint is there; exit code and what it printed."""
     log = out.with_name("printed.txt")
-    with open(log, "w") as file:
+    with open(log, "w", encoding="utf-8") as file:
         process = subprocess.Popen(command(demo, out), stdout=file, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + 120
         while not checkpoints(out / "checkpoints") and process.poll() is None:
             assert time.monotonic() < deadline, "no checkpoint was written"
             time.sleep(0.02)
         os.kill(process.pid, number)
-        return process.wait(60), log.read_text()
+        return process.wait(60), log.read_text(encoding="utf-8")
 
 
 def test_killed_and_started_again(tiny_demo: Path, uninterrupted: Path, tmp_path: Path):

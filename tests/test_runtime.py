@@ -12,22 +12,22 @@ def test_a_file_is_whole_or_absent(tmp_path: Path):
 
     def write_half() -> None:
         with atomic_path(target) as temporary:
-            temporary.write_text("half")
+            temporary.write_text("half", encoding="utf-8")
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
         write_half()
     assert list(target.parent.iterdir()) == []
     with atomic_path(target) as temporary:
-        temporary.write_text("whole")
-    assert target.read_text() == "whole"
+        temporary.write_text("whole", encoding="utf-8")
+    assert target.read_text(encoding="utf-8") == "whole"
     assert list(target.parent.iterdir()) == [target]
 
 
 def test_json_errors_name_the_file(tmp_path: Path):
     write_json(tmp_path / "a.json", {"é": [1.5]})
     assert read_json(tmp_path / "a.json") == {"é": [1.5]}
-    (tmp_path / "b.json").write_text("{")
+    (tmp_path / "b.json").write_text("{", encoding="utf-8")
     for name, what in (("b.json", "not valid JSON"), ("c.json", "no such file")):
         with pytest.raises(UserError, match=f"{name}: {what}"):
             read_json(tmp_path / name)

@@ -65,8 +65,8 @@ def test_a_run_is_looked_at_while_it_is_written(
     run = tmp_path / "run"
     shutil.copytree(tiny_demo / "run", run)
     log = run / "log.jsonl"
-    lines = len(log.read_text().splitlines())
-    log.write_text(log.read_text() + '{"images": 99, "lo')
+    lines = len(log.read_text(encoding="utf-8").splitlines())
+    log.write_text(log.read_text(encoding="utf-8") + '{"images": 99, "lo', encoding="utf-8")
     view = TrainingView(run, worker, served)
     assert len(view.log()) == lines
     curve = view.curve()

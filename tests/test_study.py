@@ -84,8 +84,12 @@ def test_a_change_is_made_to_every_arm():
 
 
 def test_a_claim_about_an_unknown_arm_is_refused(tmp_path: Path):
-    text = (STUDY / "study.toml").read_text().replace('better = "ta_cutmix"', 'better = "ta_cutmax"')
-    (tmp_path / "study.toml").write_text(text)
+    text = (
+        (STUDY / "study.toml")
+        .read_text(encoding="utf-8")
+        .replace('better = "ta_cutmix"', 'better = "ta_cutmax"')
+    )
+    (tmp_path / "study.toml").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="ta_cutmax"):
         arms.load_study(tmp_path / "study.toml")
 
@@ -235,21 +239,21 @@ def test_a_very_small_study_runs_and_goes_on(tmp_path: Path):
     subprocess.run(command, check=True, capture_output=True)
     cards = sorted(path.parent.parent.name for path in kept.glob("*/seed0/card.json"))
     assert cards == ["ta_cutmix", "ta_short"]
-    verdicts = json.loads((kept / "ta_cutmix" / "seed0" / "verdicts.json").read_text())
+    verdicts = json.loads((kept / "ta_cutmix" / "seed0" / "verdicts.json").read_text(encoding="utf-8"))
     assert len({tag for tag, *_ in verdicts}) == 6
     assert len(verdicts) >= 6 * 2
-    facts = json.loads((kept / "ta_cutmix" / "seed0" / run.FACTS).read_text())
+    facts = json.loads((kept / "ta_cutmix" / "seed0" / run.FACTS).read_text(encoding="utf-8"))
     assert {line["set"] for line in facts["fixed"]} == {"training", "held_out"}
     assert len(facts["seam"]) == sum(tag in ("single_object", "colors") for tag, *_ in verdicts)
     with Image.open(kept / "ta_cutmix" / "seed0" / run.PICTURES) as strip:
         assert strip.size == (12 * 64, 64)
-    chosen = json.loads((kept / "ta_cutmix" / "seed0" / run.CHOICES).read_text())
+    chosen = json.loads((kept / "ta_cutmix" / "seed0" / run.CHOICES).read_text(encoding="utf-8"))
     assert len(chosen) == 7
     assert {len(answers) for answers in chosen.values()} == {choose.COUNT}
     again = subprocess.run(command, check=True, capture_output=True, text=True)
     assert "2 were done, 0 done now" in again.stdout
     subprocess.run([*command, "--curves"], check=True, capture_output=True)
-    scored = json.loads((kept / "ta_cutmix" / "seed0" / run.CURVES).read_text())
+    scored = json.loads((kept / "ta_cutmix" / "seed0" / run.CURVES).read_text(encoding="utf-8"))
     assert [point["images"] for point in scored] == [16, 32]
     assert all("KID" in point["scores"] for point in scored)
 

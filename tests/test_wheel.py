@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "kilopix"
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = {"captions", "hub", "cluster", "eval", "serve", "track", "docs", "all", "dev"}
 NOT_IMPORTED = {
     "torchvision": "transformers loads it for the processors of Qwen-VL and others",
@@ -53,7 +53,7 @@ def imported() -> dict[str, str]:
     """The top-level modules that the package imports from elsewhere, and where."""
     found: dict[str, str] = {}
     for path in sorted(SOURCE.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]
@@ -94,9 +94,9 @@ def test_the_wheel_says_what_it_is(wheel: Path):
     assert meta["Version"] == PROJECT["version"]
     assert set(meta.get_all("Provides-Extra") or []) == EXTRAS
     assert "kilopix = kilopix.cli:main" in scripts
-    changes = (ROOT / "CHANGELOG.md").read_text()
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert re.search(rf"^## {re.escape(PROJECT['version'])}\b", changes, flags=re.MULTILINE)
-    assert f"version: {PROJECT['version']}" in (ROOT / "CITATION.cff").read_text()
+    assert f"version: {PROJECT['version']}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 def test_what_is_imported_is_asked_for_and_the_other_way_round():
@@ -121,7 +121,7 @@ def test_all_is_all_and_errors_name_extras_that_are_there():
     assert set(re.findall(r"\w+", whole)) - {"kilopix"} == EXTRAS - {"all", "dev", "docs"}
     named = set()
     for path in [*SOURCE.rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]:
-        for inside in re.findall(r"kilopix\[([\w,]+)\]", path.read_text()):
+        for inside in re.findall(r"kilopix\[([\w,]+)\]", path.read_text(encoding="utf-8")):
             assert set(inside.split(",")) <= EXTRAS, f"{path}: kilopix[{inside}]"
             if SOURCE in path.parents:
                 named |= set(inside.split(","))
@@ -152,7 +152,11 @@ def test_a_fresh_environment_makes_a_picture(wheel: Path, tmp_path: Path):
 
     constraints = str(ROOT / "constraints.txt")
     pip = str(bin_ / "pip"), "install", "-q", "--disable-pip-version-check", "-c", constraints
-    torch = next(line for line in Path(constraints).read_text().splitlines() if line.startswith("torch=="))
+    torch = next(
+        line
+        for line in Path(constraints).read_text(encoding="utf-8").splitlines()
+        if line.startswith("torch==")
+    )
     seconds = run(*pip, torch) + run(*pip, str(wheel))
     picture = run(str(bin_ / "kilopix"), "sample", "mini", "a photo of a penguin", "--out", "penguin")
     again = run(str(bin_ / "kilopix"), "sample", "mini", "a photo of a cat", "--out", "cat")

@@ -66,7 +66,7 @@ def save_detector(folder: Path, seed: int = 0) -> Path:
         model.class_predictor.weight.mul_(60)
     model.save_pretrained(folder)
     size = {"size": {"shortest_edge": 64, "longest_edge": 96}}
-    (folder / "preprocessor_config.json").write_text(json.dumps(size))
+    (folder / "preprocessor_config.json").write_text(json.dumps(size), encoding="utf-8")
     return folder
 
 
@@ -76,8 +76,10 @@ def save_clip(folder: Path, seed: int = 0) -> Path:
 
     vocabulary, merges = _byte_pairs([word for word in WORDS if word.isalpha()])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8"
+    )
     end = vocabulary["<|endoftext|>"]
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = CLIPTextConfig(

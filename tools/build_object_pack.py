@@ -168,8 +168,8 @@ def build(package: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     atlas.save(out / "objects.webp", quality=90, alpha_quality=100, method=6)
     lines = ",\n".join(" " + json.dumps(row) for row in table)
-    (out / "objects.json").write_text(f"[\n{lines}\n]\n")
-    (out / "ASSETS_LICENSE.txt").write_text(LICENSE)
+    (out / "objects.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (out / "ASSETS_LICENSE.txt").write_text(LICENSE, encoding="utf-8")
 
 
 def main() -> None:

@@ -90,7 +90,7 @@ def noise_levels() -> Figure:
 
 def seams() -> Figure:
     """How often a small network finds the seam, and names the object, at each noise level."""
-    found: dict[str, Any] = json.loads(SEAMS.read_text())
+    found: dict[str, Any] = json.loads(SEAMS.read_text(encoding="utf-8"))
     rows = found["levels"]
     figure, axis = plt.subplots(figsize=(6, 3.1), layout="constrained")
     axis.axvspan(0.4, 1, color=ORANGE, alpha=0.09, lw=0)
@@ -239,7 +239,7 @@ def _draw_rin(axis: Axes) -> None:
 
 def race() -> Figure:
     """The scores of two recipes over the minutes that they trained, with intervals."""
-    lanes = json.loads(RACE.read_text())["lanes"]
+    lanes = json.loads(RACE.read_text(encoding="utf-8"))["lanes"]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for axis, (score, better) in zip(axes, (("mean of six tasks", "higher"), ("KID", "lower")), strict=True):
         for (name, lane), color in zip(lanes.items(), (GREY, BLUE), strict=True):

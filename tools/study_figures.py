@@ -59,7 +59,7 @@ def _results() -> Results:
 def _kept(results: Results, arm: str, name: str) -> list[Any]:
     """What was kept under a name, of every seed of an arm that has it."""
     files = [KEPT / arm / f"seed{seed}" / name for seed in sorted(results.scores[arm])]
-    return [json.loads(file.read_text()) for file in files if file.exists()]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
 
 
 def tasks() -> Figure:
@@ -168,7 +168,7 @@ def grid() -> Figure:
     """The same prompts and seeds across arms: the first picture of two prompts of every task."""
     results = _results()
     shown = [arm for arm in results.scores if (KEPT / arm / "seed0" / PICTURES).exists()]
-    verdicts = json.loads((KEPT / shown[0] / "seed0" / "verdicts.json").read_text())
+    verdicts = json.loads((KEPT / shown[0] / "seed0" / "verdicts.json").read_text(encoding="utf-8"))
     prompts: dict[str, list[str]] = {}
     for tag, prompt, *_ in verdicts:
         if prompt not in prompts.setdefault(tag, []):

@@ -126,7 +126,9 @@ def keep(part: Part, folder: Path, chosen: dict[str, list[bool]], kept: Path) ->
         for line in judged
     ]
     with atomic_path(target / "verdicts.json") as temporary:
-        temporary.write_text("[\n" + ",\n".join(json.dumps(line) for line in verdicts) + "\n]\n")
+        temporary.write_text(
+            "[\n" + ",\n".join(json.dumps(line) for line in verdicts) + "\n]\n", encoding="utf-8"
+        )
     log = read_lines(folder / "run" / "log.jsonl")
     every = max(1, len(log) // 100)
     losses = [[line["images"], line["loss"], line["seconds"]] for line in log[::every]]
@@ -178,7 +180,9 @@ def strip_of(scores: Path, judged: list[dict[str, Any]]) -> Image.Image:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a record, none if it is not there."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    )
 
 
 def score_checkpoints(study: Study, part: Part, out: Path, kept: Path) -> None:
@@ -208,7 +212,7 @@ def run_all(arguments: argparse.Namespace, study: Study, chosen: list[Part]) -> 
                 command = [sys.executable, __file__, *sys.argv[1:], "--one", part.name, str(part.seed)]
                 log = arguments.out / part.folder / "log.txt"
                 log.parent.mkdir(parents=True, exist_ok=True)
-                with open(log, "a") as file:
+                with open(log, "a", encoding="utf-8") as file:
                     process = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
                 running[process] = part
                 say(f"{part.folder}: begun ({len(waiting)} wait)")

@@ -152,11 +152,11 @@ def print_or_fill(path: Path | None, tables: dict[str, str]) -> None:
     if path is None:
         print("\n\n".join(tables.values()))
         return
-    page = path.read_text()
+    page = path.read_text(encoding="utf-8")
     for name, text in tables.items():
         page = fill(page, name, text)
     with atomic_path(path) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, encoding="utf-8")
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def _read_one(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except OSError as error:

@@ -1,13 +1,13 @@
 """Pictures to the features of frozen networks, kept on disk in parts.
 
 In: a set of pictures and the name of a network. Out: `StoredFeatures`, read block by block. A part that
-exists is not made again; features are the same to the last bit whatever number of processes makes them.
+exists is not made again. On one machine's CPU features are the same to the last bit whatever number of
+processes makes them, with one thread each; other processors and GPUs round in other ways.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.data.parts import Parts, make_parts, open_job, read_table
+from kilopix.data.parts import Parts, make_parts, open_job, read_table, threads_here
 from kilopix.data.picture_sets import PictureSet, read_pixels
 from kilopix.evaluation.fidelity import Moments
 from kilopix.evaluation.streaming import moments_of
@@ -101,7 +101,7 @@ class FeaturePart:
 
         root, size = self.pictures.set.root, self.pictures.size
         files = self.pictures.set.files[part * self.rows : (part + 1) * self.rows]
-        with _one_thread():
+        with threads_here(1):  # sums in another order differ in their last digits
             network = load_network(self.network, self.weights, self.device)
             features = network.features(read_pixels(root, files, size, self.pictures.fit)).cpu().numpy()
         if not np.isfinite(features).all():
@@ -109,20 +109,6 @@ class FeaturePart:
             raise UserError(f"{root / files[bad]}: {self.network} gives features that are not finite.")
         column = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
         return pa.table({"file": pa.array(files), "features": column})
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute with one thread, since sums in another order differ in their last digits.
-
-    With it, features are the same to the last bit whatever number of processes makes them.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True)

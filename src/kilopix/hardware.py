@@ -160,6 +160,8 @@ def _apple_chip() -> str:
 
     command = ["sysctl", "-n", "machdep.cpu.brand_string"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", check=True, timeout=10
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -157,6 +157,6 @@ def test_pixels_are_the_bases_and_the_partners(tmp_path: Path):
         assert blue.mean() == pytest.approx(SHARES[setting], rel=0.02)
         assert (pixels[~blue] == (255, 0, 0)).all()
         assert second.partner == "fox.png"
-    (tmp_path / "owl.png").write_text("broken")
+    (tmp_path / "owl.png").write_text("broken", encoding="utf-8")
     with pytest.raises(BrokenImage):
         versions.pixels(first)

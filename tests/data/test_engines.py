@@ -111,7 +111,7 @@ def test_what_a_worker_raises_is_raised(tmp_path: Path, error: type[Exception], 
 def test_unfinished_files_are_swept(tmp_path: Path, marks: Path):
     parts = Parts(tmp_path / "parts", 2)
     parts.folder.mkdir()
-    (parts.folder / ".part-00000.arrow.123.tmp").write_text("half")
+    (parts.folder / ".part-00000.arrow.123.tmp").write_text("half", encoding="utf-8")
     make_parts(parts, Make(marks), "test", 2, workers=1)
     contents(parts)
 
@@ -125,7 +125,7 @@ def test_workers_end_with_their_driver(tmp_path: Path, marks: Path):
         f"    make_parts(Parts(Path({str(tmp_path / 'parts')!r}), 500), make, 'test', 500, workers=2)\n"
     )
     path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    (tmp_path / "drive.py").write_text(code)
+    (tmp_path / "drive.py").write_text(code, encoding="utf-8")
     driver = subprocess.Popen(
         [sys.executable, tmp_path / "drive.py"], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
     )
@@ -143,7 +143,7 @@ def test_workers_end_with_their_driver(tmp_path: Path, marks: Path):
 
 def _runs(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").split(") ")[1][0] != "Z"
     except FileNotFoundError:
         return False
 

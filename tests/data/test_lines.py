@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from kilopix.data.lines import LineParts, make_lines
+from kilopix.data.parts import MOST_THREADS
 from kilopix.runtime import read_lines, write_lines
 from kilopix.types import UserError
 
@@ -41,6 +42,36 @@ def test_one_and_two_processes_make_the_same(tmp_path: Path, devices: list[str])
     assert (f"loaded-{os.getpid()}" in os.listdir(tmp_path)) == (len(devices) == 1)
 
 
+@dataclass(frozen=True)
+class Threads:
+    """The number of threads that a part was made with."""
+
+    def load(self, device: str):
+        import torch
+
+        return lambda part: [{"threads": torch.get_num_threads()}]
+
+
+@pytest.mark.parametrize("given", [None, "1", "3", "2,1", "many"])
+def test_every_process_has_the_same_threads_however_many_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None
+):
+    import torch
+
+    expected = int(given[0]) if given and given[0].isdigit() else min(os.cpu_count() or 1, MOST_THREADS)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    before = torch.get_num_threads()
+    for processes in (1, 2):
+        torch.set_num_threads(expected + 1)  # as a machine with other work may leave it
+        parts = LineParts(tmp_path / f"{processes}", 3)
+        make_lines(parts, Threads(), "count", 3, ["cpu"] * processes)
+        assert [line["threads"] for line in parts.lines()] == [expected] * 3
+        assert torch.get_num_threads() == expected + 1, "this process goes on as it was"
+    torch.set_num_threads(before)
+
+
 def test_only_what_is_missing_is_made(tmp_path: Path):
     parts = LineParts(tmp_path / "parts", 3)
     write_lines(parts.path(1), [{"square": "kept"}])
@@ -75,7 +106,7 @@ def test_broken_lines_are_named(tmp_path: Path):
         ('{"a": 1}\n{"a"', "line 2: not valid JSON"),
         ("[1]\n", "line 1: not a JSON object"),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             read_lines(path)
     with pytest.raises(UserError, match="no such file"):

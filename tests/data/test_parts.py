@@ -78,7 +78,7 @@ def test_manifests_round_trip_and_list_their_failures(tmp_path: Path):
     manifest = read_manifest(path)
     assert manifest.rows == [rows[0], rows[2]]
     assert manifest.file(rows[0]) == (tmp_path / "images" / "fox/1.jpg").resolve()
-    assert "not an image" in (tmp_path / "made" / "m.failures.jsonl").read_text()
+    assert "not an image" in (tmp_path / "made" / "m.failures.jsonl").read_text(encoding="utf-8")
     assert finished(path, {"seed": 1}) is not None
     assert finished(tmp_path / "none.parquet", {}) is None
     with pytest.raises(UserError, match="seed was 1 and is now 2"):
@@ -101,7 +101,7 @@ def test_nothing_usable_is_an_error_that_points_to_the_reasons(tmp_path: Path):
 def test_other_files_are_no_manifests(tmp_path: Path):
     import pyarrow.parquet as pq
 
-    (tmp_path / "a.parquet").write_text("hello")
+    (tmp_path / "a.parquet").write_text("hello", encoding="utf-8")
     pq.write_table(pa.table({"x": [1]}), tmp_path / "b.parquet")
     for name, what in (("a", "not a Parquet file"), ("b", "not a manifest"), ("c", "no such manifest")):
         with pytest.raises(UserError, match=what):

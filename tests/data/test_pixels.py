@@ -59,7 +59,7 @@ def test_jpegs_are_decoded_small_where_that_is_enough(tmp_path: Path, monkeypatc
 
 
 def test_a_broken_file_says_so(tmp_path: Path):
-    (tmp_path / "a.jpg").write_text("no picture")
+    (tmp_path / "a.jpg").write_text("no picture", encoding="utf-8")
     with pytest.raises(BrokenImage, match="not an image"):
         read_square(tmp_path, "a.jpg", 32)
 

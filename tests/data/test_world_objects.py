@@ -48,7 +48,7 @@ def test_first_classes_are_half_recolorable_and_of_many_categories(count):
 
 def test_the_pack_is_small_and_carries_its_licence():
     assert sum(len(file.read_bytes()) for file in _ASSETS.iterdir()) < 1_000_000
-    licence = (_ASSETS / "ASSETS_LICENSE.txt").read_text()
+    licence = (_ASSETS / "ASSETS_LICENSE.txt").read_text(encoding="utf-8")
     assert "MIT License" in licence
     assert "Copyright (c) 2023 LobeHub" in licence
     assert "Microsoft" in licence

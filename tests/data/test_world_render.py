@@ -145,7 +145,7 @@ def test_composed_scenes_match_their_task_and_overlap_little():
 def test_scenes_survive_json(tmp_path):
     scenes = {f"a/{k}.jpg": scene for k, scene in enumerate(_singles(100))}
     lines = [json.dumps(scene_to_json(scene, file)) for file, scene in scenes.items()]
-    (tmp_path / "scenes.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "scenes.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert load_scenes(tmp_path) == scenes
     assert scene_from_json(json.loads(lines[0])) == scenes["a/0.jpg"]
 
@@ -153,7 +153,7 @@ def test_scenes_survive_json(tmp_path):
 def test_broken_or_missing_scene_lists_are_named(tmp_path):
     with pytest.raises(UserError, match=r"scenes\.jsonl: no such file"):
         load_scenes(tmp_path)
-    (tmp_path / "scenes.jsonl").write_text('{"file": "a.jpg"}\n')
+    (tmp_path / "scenes.jsonl").write_text('{"file": "a.jpg"}\n', encoding="utf-8")
     with pytest.raises(UserError, match="line 1"):
         load_scenes(tmp_path)
 

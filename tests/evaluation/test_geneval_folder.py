@@ -21,7 +21,7 @@ def lay(root: Path, prompts: list[Prompt], pictures: int = 2) -> Path:
             path = sample_path(root, number, i)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-        metadata_path(root, number).write_text(metadata_text(prompt))
+        metadata_path(root, number).write_text(metadata_text(prompt), encoding="utf-8")
     return root
 
 
@@ -63,7 +63,7 @@ def test_what_is_out_of_place_is_named(tmp_path: Path):
     (tmp_path / "1").mkdir()
     expect("have the same number")
     (tmp_path / "1").rmdir()
-    metadata_path(tmp_path, 2).write_text("{}\n")
+    metadata_path(tmp_path, 2).write_text("{}\n", encoding="utf-8")
     expect("00002/metadata.jsonl, line 1: the key 'tag' is missing")
     metadata_path(tmp_path, 2).unlink()
     expect("00002/metadata.jsonl: missing")

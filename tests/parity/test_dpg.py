@@ -16,7 +16,7 @@ def read_item(image: dict) -> Item:
 
 def test_every_score_agrees(golden_files):
     for path in golden_files("dpg/dpg*.json"):
-        golden = json.loads(path.read_text())
+        golden = json.loads(path.read_text(encoding="utf-8"))
         items = [read_item(image) for image in golden["images"]]
         scores = score_items(items, categories="last")
         for image, item in zip(golden["images"], scores.items, strict=True):

@@ -29,7 +29,7 @@ def normal(line: str) -> str:
 
 def test_every_image_and_the_summary_agree(golden_files):
     for path in golden_files("geneval/geneval_*.json"):
-        golden = json.loads(path.read_text())
+        golden = json.loads(path.read_text(encoding="utf-8"))
         images = golden["images"]
         results = score_images(
             [read_prompt(image) for image in images],
@@ -56,11 +56,13 @@ def test_every_image_and_the_summary_agree(golden_files):
 
 def test_the_official_prompts_are_the_same_bytes(golden_files):
     for path in golden_files("geneval/*.jsonl"):
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         assert prompts_to_text(official_prompts()) == text
         assert prompts_from_text(text, path.name) == official_prompts()
 
 
 def test_every_folder_of_pictures_describes_its_prompt_in_the_official_bytes(golden_files):
     for path in golden_files("geneval/*.jsonl"):
-        assert [metadata_text(prompt) for prompt in official_prompts()] == path.read_text().splitlines()
+        assert [metadata_text(prompt) for prompt in official_prompts()] == path.read_text(
+            encoding="utf-8"
+        ).splitlines()

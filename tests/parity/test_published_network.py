@@ -32,7 +32,7 @@ def test_weights_come_back_under_their_published_names(golden_files):
 
 def test_the_released_size_has_the_released_entries(golden_files):
     for path in golden_files("network/shapes_*.json"):
-        released = json.loads(path.read_text())
+        released = json.loads(path.read_text(encoding="utf-8"))
         arguments = published_config(path.stem.removeprefix("shapes_"), released["config"])
         with torch.device("meta"):
             network = RIN(*arguments)

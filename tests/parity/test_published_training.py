@@ -68,7 +68,7 @@ def test_lamb(golden_files):
 
 def test_learning_rates(golden_files):
     for path in golden_files("training/lr_schedules*.json"):
-        given = json.loads(path.read_text())
+        given = json.loads(path.read_text(encoding="utf-8"))
         base = given.pop("base_lr")
         assert given
         for title, rates in given.items():

@@ -128,8 +128,8 @@ def test_fingerprint_changes_with_weights_and_sides(detector: ObjectDetector, tm
 
 
 def test_classes_of_another_order_are_refused(folder: Path, tmp_path: Path):
-    text = (folder / "config.json").read_text().replace('"15": "cat"', '"15": "dog"')
-    (tmp_path / "config.json").write_text(text)
+    text = (folder / "config.json").read_text(encoding="utf-8").replace('"15": "cat"', '"15": "dog"')
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     with pytest.raises(UserError, match="not the 80 objects of COCO"):
         load_detector(DetectorConfig(name=str(tmp_path)), OBJECTS)

@@ -73,7 +73,9 @@ def test_another_downsampling_than_the_models_is_refused(tmp_path: Path):
 def test_other_classes_are_refused(tmp_path: Path):
     write_kl(tmp_path)
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"AutoencoderKL"', '"UNet2DModel"'))
+    config.write_text(
+        config.read_text(encoding="utf-8").replace('"AutoencoderKL"', '"UNet2DModel"'), encoding="utf-8"
+    )
     with pytest.raises(UserError, match="UNet2DModel is no image autoencoder"):
         load_autoencoder(DiffusersAutoencoderConfig(name=str(tmp_path), downsampling=4), None)
 

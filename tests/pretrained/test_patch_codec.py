@@ -132,7 +132,7 @@ def test_wrong_files_are_named(tmp_path: Path, codec: PatchCodec):
     with pytest.raises(UserError, match=r"none\.safetensors: no such file"):
         PatchCodec.load(tmp_path / "none.safetensors")
     text = tmp_path / "text.safetensors"
-    text.write_text("not weights, but a text that is long enough")
+    text.write_text("not weights, but a text that is long enough", encoding="utf-8")
     with pytest.raises(UserError, match=r"text\.safetensors: is not a patch codec"):
         PatchCodec.load(text)
     other = tmp_path / "other.safetensors"

@@ -221,7 +221,7 @@ def test_missing_models_say_what_to_do(tmp_path: Path, t5_folder: Path, monkeypa
     with pytest.raises(UserError, match=r"config\.json"):
         load_text_encoder(T5Config(name=str(tmp_path)))
 
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}), encoding="utf-8")
     (tmp_path / "pytorch_model.bin").write_bytes(b"pickle")
     with pytest.raises(UserError, match="Only safetensors are read"):
         load_text_encoder(T5Config(name=str(tmp_path)))
@@ -230,7 +230,7 @@ def test_missing_models_say_what_to_do(tmp_path: Path, t5_folder: Path, monkeypa
         (tmp_path / name).write_bytes((t5_folder / name).read_bytes())
     with pytest.raises(UserError, match=r"neither tokenizer\.json nor"):
         load_text_encoder(T5Config(name=str(tmp_path)))
-    (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="its tokenizer cannot be read"):
         load_text_encoder(T5Config(name=str(tmp_path)))
 
@@ -268,7 +268,7 @@ def test_a_downloaded_model_is_found_by_its_name(
     snapshot = repository / "snapshots" / ("0" * 40)
     for folder in (snapshot, repository / "blobs", repository / "refs"):
         folder.mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
     for file in t5_folder.iterdir():
         blob = repository / "blobs" / sha256_of_file(file)
         blob.write_bytes(file.read_bytes())

@@ -163,9 +163,9 @@ def test_a_checkpoint_of_another_network_or_version_is_refused(tmp_path: Path):
     folder = save(tmp_path, 100, trained_by(AdamWConfig(), 1))
     with pytest.raises(UserError, match="does not fit the recipe"):
         load_checkpoint(folder, fresh(MuonConfig()))
-    state = json.loads((folder / STATE).read_text())
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     del state["format"]
-    (folder / STATE).write_text(json.dumps(state))
+    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
     with pytest.raises(UserError, match="earlier version of kilopix"):
         read_progress(folder)
 
@@ -176,6 +176,6 @@ def test_weights_carry_their_header_and_others_are_refused(tmp_path: Path):
     tensors, header = read_weights(path)
     assert header == {"recipe": {"seed": 3}}
     assert set(tensors) == {"blocks.0.weight", "blocks.0.bias"}
-    path.write_text(json.dumps({}))
+    path.write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(UserError, match=r"model\.safetensors: not a whole safetensors file"):
         read_weights(path)

@@ -14,7 +14,7 @@ def window(path: Path) -> LogWindow:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_between_two_lines_the_last_mean_is_shown(tmp_path: Path):

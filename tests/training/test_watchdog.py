@@ -45,7 +45,7 @@ def test_a_slow_step_is_reported_once_with_what_each_process_does(
 def test_a_process_that_has_gone_silent_comes_first(tmp_path: Path):
     watchdog = Watchdog(WatchdogConfig(seconds=1), tmp_path, 0, 2)
     line = {"phase": "computing", "since": 0, "step": 3, "told": time.time() - 100, "host": "a", "pid": 1}
-    (tmp_path / "process-00001.json").write_text(json.dumps(line))
+    (tmp_path / "process-00001.json").write_text(json.dumps(line), encoding="utf-8")
     assert "no sign for 100 s, last computing" in watchdog.report()
 
 

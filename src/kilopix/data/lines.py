@@ -2,17 +2,17 @@
 
 In: a number of parts and a `Work`, which loads its networks once for a device and then makes one part after
 another. Out: one whole `part-00000.jsonl` a part. A part that exists is not made again. What a part holds
-does not depend on how many processes there are, since every part is made by itself.
+does not depend on how many processes there are, since every part is made by itself, with a number of threads
+that is the machine's: on one machine, devices of one kind give the same bytes.
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from kilopix.data.engines import run_local
-from kilopix.data.parts import Parts, check_same_job, missing_parts
+from kilopix.data.parts import Parts, check_same_job, missing_parts, network_threads, threads_here
 from kilopix.runtime import Line, read_lines, write_lines
 from kilopix.types import UserError
 
@@ -63,21 +63,21 @@ class LineJob:
     devices: tuple[str, ...]
 
     def start(self, worker: int) -> Callable[[int], None]:
-        """Load the work on the worker's device; workers on the CPU share its cores."""
-        device = self.devices[worker]
-        if device == "cpu" and len(self.devices) > 1:
-            import torch
+        """Load the work on the worker's device; every worker has the same number of threads."""
+        import torch
 
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.devices.count("cpu")))
-        make = self.work.load(device)
+        torch.set_num_threads(network_threads())
+        make = self.work.load(self.devices[worker])
         return lambda part: write_lines(self.parts.path(part), make(part))
 
 
 def make_lines(parts: LineParts, work: Work, title: str, total: int, devices: Sequence[str]) -> None:
     """Make all missing parts: in this process on one device, else in one process for every device named.
 
-    A device may be named more than once. The progress bar counts up to `total`, spread evenly over parts.
+    A device may be named more than once; on a CPU that is of use where it has several times the cores of
+    `MOST_THREADS`. The progress bar counts up to `total`, spread evenly over parts.
     """
     with missing_parts(parts, title, total) as (missing, done):
         devices = devices[: max(len(missing), 1)]
-        run_local(LineJob(parts, work, tuple(devices)), missing, len(devices), done)
+        with threads_here(network_threads()):
+            run_local(LineJob(parts, work, tuple(devices)), missing, len(devices), done)

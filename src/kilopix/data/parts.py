@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 JOB = "job.json"
 ROWS_WORTH_PROCESSES = 1000
+MOST_THREADS = 8
+"""Threads from which on one network gains little; with more cores, more processes do."""
 MakePart = Callable[[int], "pa.Table"]
 
 
@@ -109,7 +111,7 @@ def make_parts(
         if engine == "ray":
             run_ray(job, missing, workers, wants_gpu, done)
         else:
-            with one_thread_here():
+            with threads_here(1):
                 run_local(job, missing, _local_workers(workers, rows), done)
 
 
@@ -140,13 +142,26 @@ def _delete_unfinished(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
+def network_threads() -> int:
+    """Threads of each process that runs a network, however many there are and however busy the machine is.
+
+    Sums in another order differ in their last digits, so that the numbers would else depend on the number of
+    processes. `OMP_NUM_THREADS` if it is set, else as many as there are cores, up to `MOST_THREADS`: all of a
+    laptop's, since a process holds a network of its own, for which there is no memory on every core.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if given.isdigit() and int(given):
+        return int(given)
+    return min(os.cpu_count() or 1, MOST_THREADS)
+
+
 @contextmanager
-def one_thread_here() -> Iterator[None]:
-    """Inside, this process computes with one thread, as workers do, so that it gets their results."""
+def threads_here(count: int) -> Iterator[None]:
+    """Inside, this process computes with so many threads, as workers do, so that it gets their results."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

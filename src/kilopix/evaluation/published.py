@@ -61,5 +61,5 @@ class Published(Config):
 @cache
 def read_published() -> Published:
     """The facts that ship with kilopix."""
-    text = (resources.files("kilopix.evaluation") / "assets" / "published.json").read_text()
+    text = (resources.files("kilopix.evaluation") / "assets" / "published.json").read_text(encoding="utf-8")
     return Published.model_validate(json.loads(text))

@@ -16,11 +16,14 @@ from einops import reduce
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from kilopix.evaluation.distances import Rows, at_most, lower_bounds, of_pairs, surely_below
 from kilopix.evaluation.fidelity import Moments, different_widths, finite, kernel_distance, moments
 from kilopix.types import UserError
 
 _MERGED = 2048  # images whose moments are taken at once
 _GATHERED = 1 << 24  # numbers of one side's subsets held at once: 128 MiB
+_ASKED = 1024  # images whose radius is found at once
+_OPEN = 1 << 20  # pairs that wait for a radius
 
 
 @runtime_checkable
@@ -107,11 +110,13 @@ def kernel_distance_subsets(
 def _gather(features: FeatureSet, rows: Int64[np.ndarray, "S N"]) -> Float64[Tensor, "S N F"]:
     """The features of chosen images, read in one pass."""
     wanted = rows.ravel()
-    out = torch.empty(len(wanted), features.width, dtype=torch.float64, device=features.block(0).device)
+    device = finite(features.block(0)[:1]).device  # that of the features, if it has float64
+    out = torch.empty(len(wanted), features.width, dtype=torch.float64, device=device)
     for i, (start, end) in enumerate(_edges(features)):
         here = np.flatnonzero((wanted >= start) & (wanted < end))
-        out[here] = features.block(i)[wanted[here] - start].double()
-    return out.view(*rows.shape, -1)
+        if len(here):
+            out[here] = features.block(i)[wanted[here] - start].to(device).double()
+    return out.view(*rows.shape, features.width)
 
 
 @dataclass(frozen=True)
@@ -133,32 +138,35 @@ def neighbours(
 ) -> Neighbours:
     """Precision, recall, density and coverage within the distance to the k-th nearest neighbour.
 
-    `on_block` is called after each pair of blocks that was compared, `comparisons(real, fake)` times.
+    An image at that very distance is not within it, however the distances round: see `distances`. `on_block`
+    is called after each pair of blocks that was compared, `comparisons(real, fake)` times.
     Kynkaanniemi et al. 2019, eq. 2; Naeem et al. 2020, section 3.
     """
     _check_pair(real, fake, k + 1)
     counts = sum(real.sizes), sum(fake.sizes)
     centre = torch.stack([finite(real.block(i)).sum(0) for i in range(len(real.sizes))]).sum(0) / counts[0]
-    real_radius, fake_radius = (_radii(features, centre, k, on_block) for features in (real, fake))
-    inside = torch.zeros(counts[1], dtype=torch.int64, device=centre.device)  # balls of real images around it
-    recalled = covered = 0
+    around_real, around_fake = (_Balls(features, centre, k, on_block) for features in (real, fake))
+    found = _Found(around_real, around_fake)
     for i, (start, end) in enumerate(_edges(real)):
-        rows, ball = finite(real.block(i)) - centre, real_radius[start:end, None]
-        recalls, covers = torch.zeros(2, len(rows), dtype=torch.bool, device=rows.device)
+        rows = Rows.of(real.block(i), centre)
         for j, (first, last) in enumerate(_edges(fake)):
-            distance = _squared_distances(rows, finite(fake.block(j)) - centre)
-            within = distance < ball
-            inside[first:last] += reduce(within, "n m -> m", "sum")
-            recalls |= (distance < fake_radius[first:last]).any(1)
-            covers |= within.any(1)
+            columns = Rows.of(fake.block(j), centre)
+            lower = lower_bounds(rows, columns)
+            within, near = _split(
+                lower, around_real.inner[start:end, None], around_real.outer[start:end, None]
+            )
+            found.inside[first:last] += reduce(within, "n m -> m", "sum")
+            found.covered[start:end] |= within.any(1)
+            within, nearly = _split(lower, around_fake.inner[first:last], around_fake.outer[first:last])
+            found.recalled[start:end] |= within.any(1)
+            found.decide_later(rows, columns, near, nearly, start, first)
             on_block()
-        recalled += int(recalls.sum())
-        covered += int(covers.sum())
+    found.decide()
     return Neighbours(
-        precision=float((inside > 0).double().mean()),
-        recall=recalled / counts[0],
-        density=float(inside.double().mean()) / k,
-        coverage=covered / counts[0],
+        precision=int((found.inside > 0).sum()) / counts[1],
+        recall=int(found.recalled.sum()) / counts[0],
+        density=int(found.inside.sum()) / counts[1] / k,
+        coverage=int(found.covered.sum()) / counts[0],
     )
 
 
@@ -168,22 +176,101 @@ def comparisons(real: FeatureSet, fake: FeatureSet) -> int:
     return a * (a + 1) // 2 + b * (b + 1) // 2 + a * b
 
 
-def _radii(x: FeatureSet, centre: Tensor, k: int, on_block: Callable[[], None]) -> Float64[Tensor, " N"]:
-    """Squared distance of every row to its k-th nearest other row; each pair of blocks is compared once.
+class _Balls:
+    """Around every image of a set, the ball to its k-th nearest other, each pair of blocks compared once.
 
-    The centre is taken off, since distances lose fewer digits near the origin.
+    A lower bound of a squared distance that is below `inner` is of a pair that lies in the ball, and one
+    above `outer` is of a pair that does not; between them the radius itself decides.
     """
-    nearest = centre.new_full((sum(x.sizes), k + 1), torch.inf)  # a row itself is the first of k + 1
-    edges = _edges(x)
-    for i, (start, end) in enumerate(edges):
-        rows = finite(x.block(i)) - centre
-        for j, (first, last) in enumerate(edges[: i + 1]):
-            distance = _squared_distances(rows, finite(x.block(j)) - centre)
-            nearest[start:end] = _smallest(nearest[start:end], distance)
-            if i != j:
-                nearest[first:last] = _smallest(nearest[first:last], distance.T)
-            on_block()
-    return nearest.amax(1)
+
+    def __init__(self, x: FeatureSet, centre: Tensor, k: int, on_block: Callable[[], None]):
+        self.x, self.centre, self.k = x, centre, k
+        norms = centre.new_empty(sum(x.sizes))
+        nearest = centre.new_full((len(norms), k + 1), torch.inf)  # a row itself is the first of k + 1
+        edges = _edges(x)
+        for i, (start, end) in enumerate(edges):
+            rows = Rows.of(x.block(i), centre)
+            norms[start:end] = rows.norms
+            for j, (first, last) in enumerate(edges[: i + 1]):
+                lower = lower_bounds(rows, rows if i == j else Rows.of(x.block(j), centre))
+                nearest[start:end] = _smallest(nearest[start:end], lower)
+                if i != j:
+                    nearest[first:last] = _smallest(nearest[first:last], lower.T)
+                on_block()
+        furthest = nearest.amax(1)
+        self.inner = surely_below(furthest, norms, x.width)
+        self.outer = at_most(furthest, norms, x.width)
+        self._radius = torch.full_like(norms, torch.nan)  # squared; not known until it is asked for
+
+    def radius(self, of: Int64[Tensor, " P"]) -> Float64[Tensor, " P"]:
+        """The squared radius of some balls, from the distances that decide ties."""
+        unknown = torch.unique(of[self._radius[of].isnan()])
+        for start in range(0, len(unknown), _ASKED):
+            some = unknown[start : start + _ASKED]
+            self._radius[some] = self._radius_of(some)
+        return self._radius[of]
+
+    def _radius_of(self, some: Int64[Tensor, " N"]) -> Float64[Tensor, " N"]:
+        rows = Rows.of(_gather(self.x, some.cpu().numpy()[None])[0], self.centre)
+        surely = torch.zeros_like(some)  # how many lie in the ball for sure
+        nearest = self.centre.new_full((len(some), self.k + 1), torch.inf)
+        for i in range(len(self.x.sizes)):
+            columns = Rows.of(self.x.block(i), self.centre)
+            lower = lower_bounds(rows, columns)
+            within, near = _split(lower, self.inner[some, None], self.outer[some, None])
+            surely += within.sum(1)
+            pairs = near.nonzero(as_tuple=True)
+            distance = torch.full_like(lower, torch.inf)
+            distance[pairs] = of_pairs(rows, columns, *pairs)
+            nearest = _smallest(nearest, distance)
+        return nearest.sort(1).values.gather(1, (self.k - surely)[:, None])[:, 0]
+
+
+def _split(lower: Tensor, inner: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs that surely lie in the balls, and those of which the bounds do not tell."""
+    within = lower < inner
+    return within, (lower <= outer) ^ within
+
+
+class _Found:
+    """What is known of every image, with the pairs on which the radius itself has yet to decide."""
+
+    def __init__(self, real: _Balls, fake: _Balls):
+        self._balls = real, fake
+        ours, theirs = len(real.inner), len(fake.inner)
+        self.inside = torch.zeros(
+            theirs, dtype=torch.int64, device=real.centre.device
+        )  # real balls around it
+        self.covered, self.recalled = torch.zeros(2, ours, dtype=torch.bool, device=real.centre.device)
+        self._open: list[tuple[Tensor, ...]] = []
+
+    def decide_later(
+        self, rows: Rows, columns: Rows, near: Tensor, nearly: Tensor, start: int, first: int
+    ) -> None:
+        """Take in the pairs that are near the radius of the real image's ball, and nearly the fake one's."""
+        either = near | nearly
+        if not either.any():
+            return
+        i, j = either.nonzero(as_tuple=True)
+        distance = of_pairs(rows, columns, i, j)
+        self._open.append((i + start, j + first, distance, near[i, j], nearly[i, j]))
+        if sum(len(held[0]) for held in self._open) > _OPEN:
+            self.decide()
+
+    def decide(self) -> None:
+        """Compare the distances that were left open with the radii, for which the sets are read once."""
+        if not self._open:
+            return
+        i, j, distance, near, nearly = map(torch.cat, zip(*self._open, strict=True))
+        self._open = []
+        real, fake = self._balls
+        here = near.nonzero()[:, 0]
+        here = here[distance[here] < real.radius(i[here])]
+        self.inside.index_add_(0, j[here], torch.ones_like(here))
+        self.covered[i[here]] = True
+        there = nearly.nonzero()[:, 0]
+        there = there[distance[there] < fake.radius(j[there])]
+        self.recalled[i[there]] = True
 
 
 def _smallest(before: Tensor, more: Tensor) -> Tensor:
@@ -196,11 +283,6 @@ def _edges(features: FeatureSet) -> list[tuple[int, int]]:
     """Numbers of the first image of every block and of the first after it."""
     ends = list(accumulate(features.sizes))
     return list(zip([0, *ends[:-1]], ends, strict=True))
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    squares = torch.addmm(b.square().sum(1)[None, :], a, b.T, alpha=-2)
-    return squares.add_(a.square().sum(1)[:, None]).clamp_(min=0)
 
 
 def _check_pair(real: FeatureSet, fake: FeatureSet, least: int) -> None:

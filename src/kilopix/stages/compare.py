@@ -254,7 +254,7 @@ def _markdown(tables: list[Table], after: list[str]) -> str:
 def _html(tables: list[Table], after: list[str]) -> str:
     from jinja2 import Environment, StrictUndefined
 
-    text = resources.files("kilopix.stages").joinpath("compare.html.j2").read_text()
+    text = resources.files("kilopix.stages").joinpath("compare.html.j2").read_text(encoding="utf-8")
     environment = Environment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -263,4 +263,4 @@ def _html(tables: list[Table], after: list[str]) -> str:
 
 def _write(path: Path, text: str) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")

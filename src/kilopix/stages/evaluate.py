@@ -237,4 +237,4 @@ def _write_judged(path: Path, jobs: list[Job], results: Results, detections: lis
         )
     ]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

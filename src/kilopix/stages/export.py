@@ -64,7 +64,7 @@ def run(
         for sample, picture in zip(samples, pictures, strict=True):
             save_png(picture, temporary / sample.file)
         text = model_card(generator, about, cards, samples, kind == "diffusers")
-        (temporary / CARD).write_text(text)
+        (temporary / CARD).write_text(text, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         os.replace(temporary, out)
     finally:

@@ -24,7 +24,7 @@ def run(out: Path, url: str = OFFICIAL, sha256: str | None = None) -> str:
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):
         raise UserError(f"--sha256 {sha256!r}: give 64 hexadecimal digits in small letters.")
     record = out.with_name(f"{out.name}.sha256")
-    recorded = record.read_text().split()[0] if record.exists() else None
+    recorded = record.read_text(encoding="utf-8").split()[0] if record.exists() else None
     if recorded and sha256 and recorded != sha256:
         raise UserError(f"{record} says {recorded}, not {sha256}; delete it if the file is to change.")
     expected = sha256 or recorded
@@ -38,7 +38,7 @@ def run(out: Path, url: str = OFFICIAL, sha256: str | None = None) -> str:
     _check(found, expected, str(out), "delete it, and it is fetched again")
     if recorded is None:
         with atomic_path(record) as temporary:
-            temporary.write_text(f"{found}  {out.name}\n")
+            temporary.write_text(f"{found}  {out.name}\n", encoding="utf-8")
     items = read_questions(out).items
     how = (
         "as given"

@@ -313,7 +313,7 @@ def _mean_score(name: str, values: list[float], prompts: tuple[str, ...] | None)
 
 def _write_observations(path: Path, pictures: PictureSet, values: dict[str, list[float]]) -> None:
     """One line a picture, from which `kilopix compare` tests differences."""
-    with atomic_path(path) as temporary, open(temporary, "w") as file:
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for i, name in enumerate(pictures.files):
             line: dict[str, Any] = {"file": name}
             if pictures.prompts is not None:

@@ -57,7 +57,7 @@ def run(shards_folder: Path, out: Path, count: int = 24, seed: int = 0, device: 
     rng = random.Random(seed_from("inspect", seed))
     chosen = sorted(rng.sample(range(len(shards)), min(count, len(shards))))
     with atomic_path(out) as temporary:
-        temporary.write_text(_page(shards, autoencoder, chosen))
+        temporary.write_text(_page(shards, autoencoder, chosen), encoding="utf-8")
     say(f"{out}: {len(chosen)} of {len(shards)} pictures.")
     return out
 

@@ -157,7 +157,7 @@ def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers
 def _write_scenes(folder: Path, seed: int, pictures: list[_Picture]) -> None:
     from kilopix.data.world.scenes import one_object_scene, scene_to_json
 
-    with atomic_path(folder / "scenes.jsonl") as temporary, open(temporary, "w") as file:
+    with atomic_path(folder / "scenes.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as file:
         for picture in pictures:
             scene = one_object_scene(picture.name, seed, picture.split, picture.image_id)
             file.write(json.dumps(scene_to_json(scene, picture.file)) + "\n")

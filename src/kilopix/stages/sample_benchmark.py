@@ -123,4 +123,4 @@ def _write_metadata(out: Path) -> None:
         path = metadata_path(out, number)
         if not path.exists():
             with atomic_path(path) as temporary:
-                temporary.write_text(metadata_text(prompt))
+                temporary.write_text(metadata_text(prompt), encoding="utf-8")

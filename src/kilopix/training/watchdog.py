@@ -105,7 +105,7 @@ class Watchdog:
         }
         try:
             with atomic_path(self._file(self.rank)) as temporary:
-                temporary.write_text(json.dumps(line))
+                temporary.write_text(json.dumps(line), encoding="utf-8")
         except OSError as error:  # to watch must not end a run
             print(f"{self.folder}: could not be written ({error}).", file=sys.stderr)
 
@@ -119,7 +119,7 @@ class Watchdog:
         told: list[tuple[int, str]] = []
         for rank in range(self.count):
             try:
-                line = json.loads(self._file(rank).read_text())
+                line = json.loads(self._file(rank).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 told.append((-2, f"  process {rank}: no sign at all: it has not begun, or has ended"))
                 continue

@@ -73,7 +73,7 @@ async def _site(worker: Worker, limits: Limits, data: DataView | None, training:
         mcp_server=False,
         pwa=False,
         theme=_theme(),
-        css=resources.files("kilopix.web").joinpath("style.css").read_text(),
+        css=resources.files("kilopix.web").joinpath("style.css").read_text(encoding="utf-8"),
     )
     return Site(app, lambda: page.app.stop_event.set())
 

@@ -58,7 +58,7 @@ def _read(row: dict[str, Any]) -> WorldObject:
     return WorldObject(row["name"], row["category"], tuple(row["colors"]), hue, (left, top, right, bottom))
 
 
-OBJECTS = tuple(_read(row) for row in json.loads((_ASSETS / "objects.json").read_text()))
+OBJECTS = tuple(_read(row) for row in json.loads((_ASSETS / "objects.json").read_text(encoding="utf-8")))
 _BY_NAME = {item.name: item for item in OBJECTS}
 
 
