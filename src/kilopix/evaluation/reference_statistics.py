@@ -51,7 +51,8 @@ def read_statistics(path: Path) -> ReferenceStatistics | None:
     A file with neither, or with statistics that cannot be Inception's, is a `UserError` that names the key.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with open(path, "rb") as file:  # NumPy leaves it open where it is damaged
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise UserError(f"{path}: holds a bare array, not an .npz file with keys.")
             keys = list(archive.keys())
@@ -78,7 +79,7 @@ def read_statistics(path: Path) -> ReferenceStatistics | None:
     return ReferenceStatistics(moments, sha256_of_file(path), all(key in keys for key in SPATIAL))
 
 
-def _array(archive: "np.lib.npyio.NpzFile", keys: list[str], key: str, path: Path) -> np.ndarray:
+def _array(archive: np.lib.npyio.NpzFile, keys: list[str], key: str, path: Path) -> np.ndarray:
     if key not in keys:
         raise UserError(f"{path}: the key {key!r} is missing; statistics are {MEAN!r} and {COVARIANCE!r}.")
     try:
