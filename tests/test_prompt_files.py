@@ -9,19 +9,20 @@ import pytest
 from kilopix.data.world.scenes import load_scenes
 from kilopix.evaluation.geneval import prompts_from_text
 from kilopix.evaluation.geneval_folder import read_folder
+from kilopix.evaluation.lengthened import lengthened_from_lines
 from kilopix.prompt_files import read_prompts
 from kilopix.training.logs import cut_log, note_skipped
 from kilopix.types import UserError
 from tiny import Cli
 
-ODD = "\ufeffa red\u2028car\r\n\r\n  a caf\u00e9 \r\na\x0cfox\n"
+ODD = "\ufeffa red\u2028car\r\n\r\n  a café \r\na\x0cfox\n"
 
 
 def test_a_file_of_prompts_ends_its_lines_at_line_feeds_alone(tmp_path: Path):
     file = tmp_path / "prompts.txt"
     file.write_bytes(ODD.encode())
-    assert read_prompts(file) == ["a red\u2028car", "a caf\u00e9", "a\x0cfox"]
-    file.write_bytes("a caf\u00e9\n".encode("latin-1"))
+    assert read_prompts(file) == ["a red\u2028car", "a café", "a\x0cfox"]
+    file.write_bytes("a café\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"prompts\.txt: not a text in UTF-8"):
         read_prompts(file)
     file.write_text("\n \r\n")
@@ -46,7 +47,7 @@ def test_the_command_line_reads_prompts_with_the_same_reader(
 
     file = tmp_path / "prompts.txt"
     file.write_bytes(ODD.encode())
-    expected = ["a red\u2028car", "a caf\u00e9", "a\x0cfox"]
+    expected = ["a red\u2028car", "a café", "a\x0cfox"]
     monkeypatch.setattr(sample, "run", lambda _model, texts, *_: stop(texts))
     assert cli("sample", "mini", "--file", file, "--out", tmp_path / "a").code == 2
     monkeypatch.setattr("sys.stdin", io.StringIO(ODD))
@@ -82,3 +83,9 @@ def test_logs_and_scenes_end_their_lines_at_line_feeds_alone(tmp_path: Path):
     (tmp_path / "scenes.jsonl").write_bytes("\ufeff{}\u2028\n".encode())
     with pytest.raises(UserError, match=r"scenes\.jsonl, line 1: not a scene"):
         load_scenes(tmp_path)
+
+
+@pytest.mark.parametrize("line", [{"prompt": ["a"], "lengthened": "b"}, {"prompt": 1, "lengthened": "b"}, {}])
+def test_lengthened_prompts_that_are_no_texts_are_refused(line: dict[str, object]):
+    with pytest.raises(UserError, match="here: "):
+        lengthened_from_lines([{"model": "m"}, line], "here")

@@ -158,7 +158,7 @@ def test_genevals_metadata_are_read_however_they_are_written(tmp_path: Path, met
         (b"[1]", "expected an object"),
         (b'{\n "prompt": ', "not valid JSON"),
         (b'{"tag": 1, "prompt": "a"}\n{"tag": 1, "prompt": "b"}\n', "holds 2 prompts, where one is expected"),
-        ('{"tag": "a", "prompt": "caf\u00e9"}'.encode("latin-1"), "not a text in UTF-8"),
+        ('{"tag": "a", "prompt": "café"}'.encode("latin-1"), "not a text in UTF-8"),
     ],
 )
 def test_bad_metadata_of_genevals_layout_are_named(tmp_path: Path, metadata: bytes, message: str):
