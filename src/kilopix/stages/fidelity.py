@@ -169,8 +169,8 @@ def _fidelity(work: Work, name: str) -> tuple[list[Score], Evaluator]:
 
 def _compare(work: Work, name: str) -> dict[str, float]:
     config = work.config
-    fake = work.features(name)
     real = work.features(name, real=True) if work.reference is not None else None
+    fake = work.features(name)
     if name == "inception" and work.statistics is not None:
         moments = work.statistics.on(fake.device)
     else:
