@@ -21,6 +21,7 @@ from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.made import Made, write_made
 from kilopix.evaluation.protocol import like, read_card
 from kilopix.generator import Generator
+from kilopix.runtime import write_lines
 from kilopix.stages import sample_benchmark
 from tiny import Cli
 from tiny_models import save_clip, save_detector

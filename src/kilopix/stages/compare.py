@@ -14,7 +14,7 @@ from kilopix.evaluation.comparison import Entry, Row, Unlike, differs, rows, unl
 from kilopix.evaluation.protocol import Score, read_card
 from kilopix.evaluation.published import Published, read_published
 from kilopix.evaluation.statistics import Interval, Observations, bootstrap, observe
-from kilopix.runtime import atomic_path, say
+from kilopix.runtime import atomic_path, read_lines, say
 from kilopix.types import UserError
 
 MARKDOWN, HTML = "compare.md", "compare.html"
