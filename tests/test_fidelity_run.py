@@ -292,3 +292,106 @@ def test_a_run_calls_the_scorer_with_its_recipes_settings(
     assert len(found) > 2
     assert all(isinstance(value, float) for value in found.values())
     assert (tmp_path / "out" / "scores" / "card.json").exists()
+
+
+def statistics_of(cache: Path) -> dict[str, np.ndarray]:
+    """Mean and covariance of the kept features of real pictures by Inception."""
+    features = next(x for f in cache.glob("features/inception-*") if len(x := stored(f)) == 16)
+    return {"mu": features.mean(0), "sigma": np.cov(features, rowvar=False)}
+
+
+def test_statistics_take_the_place_of_real_pictures_for_fid(pictures, weights, tmp_path: Path, cli: Cli):
+    fake, real = pictures
+    cache, file = tmp_path / "cache", tmp_path / "stats.npz"
+    by_images = values(run(fake, real, tmp_path / "a", weights, ["inception"], cache=cache, workers=1))
+    np.savez(file, **statistics_of(cache), mu_s=np.zeros(7), sigma_s=np.zeros((7, 7)))
+    command = ["fidelity", fake, file, *weights, "--out", tmp_path / "b", "--cache", cache, "--workers", 1]
+    done = cli(*command, "--device", "cpu")
+    assert done.code == 0, done.err
+    card = read_card(tmp_path / "b" / "card.json")
+    found = values(card)
+    assert found.keys() == {"FID (inception)", "CLIPScore", "aesthetic score", "PickScore"}
+    assert found["FID (inception)"] == pytest.approx(by_images["FID (inception)"], rel=1e-4)
+    metrics = ("KID", "precision", "recall", "density", "coverage", "sFID")
+    left_out = {one.name: one.because for one in card.left_out}
+    others = {"dinov2", "clip", "efficientnet-lite0", "imagereward"}
+    assert left_out.keys() == {*others, *(f"{metric} (inception)" for metric in metrics)}
+    assert "needs the real images" in left_out["KID (inception)"]
+    assert "needs the real images" in left_out["efficientnet-lite0"]
+    assert card.reference_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert "comparable only if" in str(card.settings["reference_statistics"])
+    assert not {"real_images", "kid_subset_size", "neighbours"} & card.settings.keys()
+    alone = cli("fidelity", fake, file, *weights, "--out", tmp_path / "c", "--only", "clip", "--cache", cache)
+    assert alone.code == 2
+    assert "needs the real images" in alone.err
+    np.savez(file, mu=np.zeros(768), sigma=np.eye(768))
+    wrong = cli("fidelity", fake, file, *weights, "--out", tmp_path / "d", "--cache", cache)
+    assert wrong.code == 2
+    assert "'mu' is 768" in wrong.err
+
+
+def test_a_reference_batch_gives_its_images_and_its_statistics(pictures, weights, tmp_path: Path):
+    from kilopix.data.picture_sets import read_picture_set, read_pixels
+
+    fake, real = pictures
+    (fake / "prompts.jsonl").unlink()
+    cache = tmp_path / "cache"
+    settings = [*weights, "kid_subsets=3"]
+    only = ["inception", "efficientnet-lite0"]
+    expected = run(fake, real, tmp_path / "a", settings, only, cache=cache, workers=1)
+    batches = {}
+    for name, folder in (("samples", fake), ("reference", real)):
+        found = read_picture_set(folder)
+        pixels = read_pixels(found.root, found.files, (40, 40)).permute(0, 2, 3, 1).numpy()
+        batches[name] = tmp_path / f"{name}.npz"
+        np.savez(batches[name], pixels)
+    both = batches["samples"], batches["reference"]
+    card = run(*both, tmp_path / "b", settings, only, cache=cache, workers=1)
+    assert values(card) == values(expected)
+    assert (card.checkpoint, card.images, card.settings) == ("samples", 12, expected.settings)
+    with np.load(batches["reference"]) as batch:
+        moved = statistics_of(cache)
+        moved["mu"] += 1
+        np.savez(batches["reference"], arr_0=batch["arr_0"], **moved)
+    other = run(*both, tmp_path / "c", settings, only, cache=cache, workers=1)
+    before, after = values(expected), values(other)
+    assert after["FID (inception)"] > 1000 + before["FID (inception)"]  # 2,048 means that are off by one
+    assert {k: v for k, v in after.items() if k != "FID (inception)"} == {
+        k: v for k, v in before.items() if k != "FID (inception)"
+    }
+    assert other.settings["real_images"] == 16
+    assert other.reference_sha256 == hashlib.sha256(batches["reference"].read_bytes()).hexdigest()
+    with pytest.raises(UserError, match="hold the same pictures"):
+        run(both[0], both[0], tmp_path / "d", settings, only, cache=cache, workers=1)
+    np.savez(tmp_path / "stats.npz", **statistics_of(cache))
+    with pytest.raises(UserError, match=r"stats\.npz: holds no images"):
+        run(tmp_path / "stats.npz", real, tmp_path / "e", settings, only, cache=cache, workers=1)
+
+
+def test_the_card_says_what_was_done(pictures, tmp_path: Path):
+    fake, real = pictures
+    draw_pictures(real / "wide", 1, 9, (60, 40))
+    lines = [{"file": f"{i:05d}.png", "prompt": "a" if i else "b"} for i in range(12)]
+    (fake / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cache, only = tmp_path / "cache", ["efficientnet-lite0"]
+
+    def card(name: str, *settings: str) -> Card:
+        return run(fake, real, tmp_path / name, settings, only, cache=cache, workers=1)
+
+    cut = card("a", "fit_reference=true", "kid_subsets=2", "allow_doubled=true")
+    assert cut.settings == {
+        "fit_reference": True,
+        "allow_doubled": False,  # no picture is there twice
+        "real_images": 17,
+        "neighbours": 3,
+        "kid_subsets": 2,
+        "kid_subset_size": 12,  # of the thousand that are asked for
+        "seed": 0,
+    }
+    assert cut.images_per_prompt is None  # one prompt has a picture, and the other eleven
+    shutil.rmtree(real / "wide")
+    shutil.copy(real / "00000.png", real / "again.png")
+    doubled = card("b", "fit_reference=true", "kid_subset_size=5", "allow_doubled=true")
+    assert doubled.settings["kid_subset_size"] == 5
+    assert doubled.settings["allow_doubled"] is True
+    assert doubled.settings["fit_reference"] is False  # none had to be cut

@@ -21,6 +21,7 @@ from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.made import Made, write_made
 from kilopix.evaluation.protocol import like, read_card
 from kilopix.generator import Generator
+from kilopix.runtime import write_lines
 from kilopix.stages import sample_benchmark
 from tiny import Cli
 from tiny_models import save_clip, save_detector
@@ -125,6 +126,18 @@ def test_other_options_need_no_detector(scored: Path, pictures: Path, tmp_path: 
     refused = cli("geneval", pictures, "threshold=0.05", "--out", out, *gone)
     assert refused.code == 2
     assert "must be at least 0.1" in refused.err
+
+
+def test_the_card_has_the_versions_with_which_the_pictures_were_looked_at(
+    scored: Path, pictures: Path, tmp_path: Path, cli: Cli, models: Path
+):
+    out = shutil.copytree(scored, tmp_path / "scores")
+    header, *lines = read_lines(out / "detections.jsonl")
+    assert header["versions"] == read_card(scored / "card.json").versions
+    write_lines(out / "detections.jsonl", [{**header, "versions": {"torch": "1.0"}}, *lines])
+    outcome = cli("geneval", pictures, "threshold=0.2", "--out", out, *arguments(models))
+    assert outcome.code == 0, outcome.err
+    assert read_card(out / "card.json").versions == {"torch": "1.0"}
 
 
 def test_another_job_needs_another_place(

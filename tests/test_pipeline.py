@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kilopix.data.manifest import read_manifest
+from kilopix.data.manifest import read_manifest, write_manifest
 from kilopix.data.shards import Shards
 from kilopix.data.sources import open_image
 from kilopix.data.verify import check_shards_are_whole
@@ -54,6 +54,9 @@ def test_scores_have_intervals_and_protocol(tiny_demo: Path):
         for line in (tiny_demo / "scores" / "judged.jsonl").read_text(encoding="utf-8").splitlines()
     ]
     assert card.images == len(judged) + 16
+    assert card.seeds == tuple(range(card.images)), "every picture has a seed of its own"
+    assert card.settings == {"real_images": 16}
+    assert card.versions.keys() >= {"torch", "pillow"}
     right = sum(line["correct"] for line in judged if line["tag"] == "single_object")
     single = next(s for s in card.scores if s.name == "single object")
     assert single.value == pytest.approx(right / 4)
@@ -252,6 +255,18 @@ def test_evaluation_settings_can_change_and_others_cannot(tiny_demo: Path, tmp_p
     assert next(s for s in card.scores if s.name == "counting").n == 4
     assert "only settings of evaluation" in cli(*scored, "training.images=3").err
     assert "images_per_prompt was 2 and is now 3" in cli(*scored, "evaluation.images_per_prompt=3").err
+
+
+def test_held_out_pictures_that_cannot_be_read_are_in_the_card(tiny_demo: Path, tmp_path: Path):
+    from kilopix.stages.evaluate import run
+
+    manifest = read_manifest(tiny_demo / "held_out.parquet")
+    rows = [replace(manifest.rows[0], path="gone.jpg"), *manifest.rows[1:20]]
+    write_manifest(tmp_path / "held_out.parquet", manifest.root, rows, {})
+    few = ["evaluation.images_per_prompt=1", "evaluation.prompts_per_task=1"]
+    card = run(tiny_demo / "run", tmp_path / "held_out.parquet", tmp_path / "scores", 0, overrides=few)
+    assert card.settings["real_images"] == 15
+    assert [one.name for one in card.left_out] == ["held-out image gone.jpg"]
 
 
 def test_prompts_that_say_where_are_a_protocol_of_their_own(tiny_demo: Path, tmp_path: Path, cli: Cli):

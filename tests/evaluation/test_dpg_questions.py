@@ -107,6 +107,7 @@ def test_files_that_are_no_questions_are_refused(tmp_path: Path):
     expect("has no column 'tuple'", [row("a", 1)], tuple("triple" if c == "tuple" else c for c in HEADER))
     expect("row 3: proposition_id and dependency must be whole numbers", [row("a", 1), row("a", 2, "one")])
     expect("row 2: question_natural_language is empty", [[*row("a", 1)[:-1], " "]])
+    expect("row 3: has more fields than the header", [row("a", 1), [*row("a", 2), "or not?"]])
     expect("a has no prompt", [["a", "", *row("a", 1)[2:]]])
     with pytest.raises(UserError, match="kilopix fetch-dpg"):
         read_questions(tmp_path / "nowhere.csv")

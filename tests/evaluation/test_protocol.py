@@ -119,3 +119,14 @@ def test_a_file_that_is_no_card_is_named(tmp_path):
 
 def test_a_score_may_have_no_interval():
     assert Score(name="fid", value=3.0, n=50_000).low is None
+
+
+def test_settings_that_only_one_of_two_lists_of_evaluators_needs_are_no_difference():
+    def card(**settings: int) -> Card:
+        evaluators = [
+            {"name": name, "fingerprint": name} for name in ("clip", "clipscore")[: 1 + len(settings)]
+        ]
+        return Card.model_validate({**VALUES, "evaluators": evaluators, "settings": settings})
+
+    assert like(card(), card(neighbours=3)) == []
+    assert like(card(neighbours=5), card(neighbours=3)) == ["settings"]

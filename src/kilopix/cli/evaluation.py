@@ -189,9 +189,18 @@ def dpg(
 @app.command(epilog=example("kilopix fidelity pictures world/val --out fidelity"))
 def fidelity(
     images: Annotated[
-        Path, typer.Argument(help="Pictures to score: a folder made by any model, or a manifest.")
+        Path,
+        typer.Argument(
+            help="Images to score: a folder made by any model, a manifest, Parquet or tar files, or an .npz "
+            "batch (arr_0)."
+        ),
     ],
-    reference: Annotated[Path, typer.Argument(help="Real pictures: a folder or a manifest.")],
+    reference: Annotated[
+        Path,
+        typer.Argument(
+            help="Real images: any of these, or an .npz file of their statistics (mu, sigma) for FID."
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(

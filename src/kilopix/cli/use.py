@@ -53,8 +53,9 @@ def sample(
 ) -> None:
     """Make pictures from prompts: PNG files and one contact sheet."""
     from kilopix.diffusion.sampling import SamplingChanges
+    from kilopix.prompt_files import prompts_in_lines, read_prompts
     from kilopix.prompts import expand_all, numbers, whole_numbers
-    from kilopix.stages.sample import Sweep, read_prompts, run
+    from kilopix.stages.sample import Sweep, run
 
     sweep = Sweep(numbers(guidance, "--guidance"), whole_numbers(steps, "--steps"))
     chosen = whole_numbers(seeds, "--seeds")
@@ -64,7 +65,7 @@ def sample(
     if not texts and sys.stdin.isatty():
         raise UserError("no prompts: give them as arguments, with --file, or on standard input.")
     if not texts:
-        texts = read_prompts(None, sys.stdin.read())
+        texts = prompts_in_lines(sys.stdin.read().removeprefix("\ufeff").split("\n"), "standard input")
     # A setting with one value is the setting of the whole call.
     one_scale = sweep.guidance[0] if len(sweep.guidance) == 1 else None
     one_count = sweep.steps[0] if len(sweep.steps) == 1 else None

@@ -1,7 +1,8 @@
 """Pictures that are to be scored, checked before any work begins.
 
-In: a list of picture files. Out: the SHA-256 of each and the size of all; a file that is missing, unreadable,
-of another size than the others, or the same as another is a `UserError` that names it.
+In: a list of picture files, or of places in Parquet, tar and array files. Out: the SHA-256 of each and the
+size of all; one that is missing, unreadable, of another size than the others, or the same as another is a
+`UserError` that names it.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from typing import Literal
 
 from PIL import Image
 
+from kilopix.data.image_arrays import array_image
 from kilopix.data.sources import BrokenImage, decode, read_bytes
 from kilopix.runtime import progress_bar
 from kilopix.types import UserError
@@ -28,10 +30,19 @@ _ORIENTATION = 0x0112  # the Exif tag
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found: the width and height of all pictures, and each one's SHA-256."""
+    """What was found: the width and height of all pictures, or of most, and each one's SHA-256.
+
+    `sizes` are those that there are.
+    """
 
     size: Size
     sha256: tuple[str, ...]
+    sizes: frozenset[Size] = frozenset()
+
+    @property
+    def doubled(self) -> bool:
+        """Whether a file is there twice."""
+        return len(set(self.sha256)) < len(self.sha256)
 
 
 def check_pictures(
@@ -53,7 +64,7 @@ def check_pictures(
     found: list[_Seen | str] = []
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool, progress_bar() as bar:
         task = bar.add_task("check pictures", total=len(files), note="")
-        for one in pool.map(lambda file: _look(root / file, cuts, heads_only), files):
+        for one in pool.map(lambda file: _look(root, file, cuts, heads_only), files):
             found.append(one)
             bar.advance(task)
     broken = [(file, one) for file, one in zip(files, found, strict=True) if isinstance(one, str)]
@@ -70,7 +81,8 @@ def check_pictures(
         _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels{other_size}")
     if not allow_doubled:
         _refuse_doubled(root, files, looked)
-    return Checked(wanted, tuple(one.sha256 for one in looked))
+    sizes = frozenset(one.size for one in looked)
+    return Checked(wanted, tuple(one.sha256 for one in looked), sizes)
 
 
 @dataclass(frozen=True)
@@ -82,16 +94,23 @@ class _Seen:
     parts: tuple[str, ...]
 
 
-def _look(path: Path, cuts: Cuts | None, heads_only: bool) -> _Seen | str:
+def _look(root: Path, file: str, cuts: Cuts | None, heads_only: bool) -> _Seen | str:
     """What is seen of a file, or why it cannot be read."""
     try:
-        content = read_bytes(path.parent, path.name)
+        pixels = array_image(root, file)
+        if pixels is not None:
+            image = Image.fromarray(pixels)
+            return _seen(image, hashlib.sha256(pixels.tobytes()).hexdigest(), cuts)
+        content = read_bytes(root, file)
         sha256 = hashlib.sha256(content).hexdigest()
         if heads_only:
             return _Seen(_size_in_head(content), sha256, ())
-        image = decode(content)
+        return _seen(decode(content), sha256, cuts)
     except BrokenImage as error:
         return str(error)
+
+
+def _seen(image: Image.Image, sha256: str, cuts: Cuts | None) -> _Seen:
     boxes = cuts(image.size) if cuts else ()
     parts = (hashlib.sha256(image.crop(box).tobytes()).hexdigest() for box in boxes)
     return _Seen(image.size, sha256, tuple(parts))

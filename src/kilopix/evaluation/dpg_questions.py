@@ -122,6 +122,11 @@ def _rows(path: Path) -> Iterator[tuple[int, _Row]]:
             if missing:
                 raise UserError(f"{path}: has no column {missing[0]!r}; give the official dpg_bench.csv.")
             for number, values in enumerate(reader, start=2):
+                if None in values:
+                    raise UserError(
+                        f"{path}, row {number}: has more fields than the header; a text that holds a comma "
+                        "must be in quotes."
+                    )
                 yield number, _row(values, f"{path}, row {number}")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; `kilopix fetch-dpg` brings it.") from None

@@ -190,7 +190,8 @@ def prompts_to_text(prompts: Iterable[Prompt]) -> str:
 
 def prompts_from_text(text: str, origin: str) -> list[Prompt]:
     """Read prompts from JSON lines; `origin` is what a `UserError` about a bad line names as the source."""
-    lines = enumerate(text.splitlines(), start=1)
+    # Not splitlines: a prompt may hold U+2028 and the like.
+    lines = enumerate(text.removeprefix("\ufeff").split("\n"), start=1)
     return [_prompt_from_line(line, f"{origin}, line {number}") for number, line in lines if line.strip()]
 
 
@@ -220,6 +221,11 @@ def _prompt_from_line(line: str, where: str) -> Prompt:
         raise UserError(f"{where}: not valid JSON: {error}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{where}: expected an object with the keys tag, include and prompt.")
+    return prompt_from_values(values, where)
+
+
+def prompt_from_values(values: dict[str, Any], where: str) -> Prompt:
+    """The prompt that an object of JSON describes; `where` is what a `UserError` names."""
     _known(values, ("tag", "include", "exclude", "prompt", "seen"), where)
     seen = values.get("seen")
     if seen is not None and not isinstance(seen, bool):

@@ -7,14 +7,12 @@ order; whatever is missing, doubled or out of place is a `UserError` that names 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
-from kilopix.evaluation.geneval import Prompt, prompts_from_text, prompts_to_text
+from kilopix.evaluation.geneval import Prompt, prompt_from_values, prompts_to_text
 from kilopix.evaluation.geneval_prompts import official_prompts
+from kilopix.prompt_files import METADATA, SAMPLES, read_geneval_layout
 from kilopix.types import UserError
-
-METADATA, SAMPLES = "metadata.jsonl", "samples"
 
 
 @dataclass(frozen=True)
@@ -40,55 +38,8 @@ def read_folder(root: Path, per_prompt: int | None = None) -> list[Asked]:
 
     With `per_prompt` that many, else as many as the most have.
     """
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder of pictures.")
-    folders = sorted((f for f in root.iterdir() if f.is_dir() and f.name.isdecimal()), key=_number)
-    if not folders:
-        raise UserError(f"{root}: holds no folders 00000, 00001, ... as GenEval's pictures do.")
-    _no_two_of_a_number(folders)
-    asked = [Asked(_read_prompt(f), tuple(str(p.relative_to(root)) for p in _pictures(f))) for f in folders]
-    wanted = per_prompt or max(len(one.files) for one in asked)
-    for folder, one in zip(folders, asked, strict=True):
-        if len(one.files) != wanted:
-            found = f"{len(one.files)} pictures, where {wanted} are expected"
-            raise UserError(f"{folder / SAMPLES}: {found}; every prompt must have as many.")
-    return asked
-
-
-def _number(path: Path) -> int:
-    return int(path.stem)
-
-
-def _no_two_of_a_number(paths: Sequence[Path]) -> None:
-    for before, after in pairwise(paths):
-        if _number(before) == _number(after):
-            raise UserError(f"{after} and {before.name} have the same number; keep one.")
-
-
-def _read_prompt(folder: Path) -> Prompt:
-    path = folder / METADATA
-    if not path.is_file():
-        raise UserError(f"{path}: missing; it holds the prompt of the pictures beside it.")
-    try:
-        prompts = prompts_from_text(path.read_text(), str(path))
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file.") from None
-    if len(prompts) != 1:
-        raise UserError(f"{path}: holds {len(prompts)} prompts, where one is expected.")
-    return prompts[0]
-
-
-def _pictures(folder: Path) -> list[Path]:
-    samples = folder / SAMPLES
-    if not samples.is_dir():
-        raise UserError(f"{samples}: missing; the pictures of {folder.name} belong there.")
-    files = [f for f in samples.iterdir() if not f.name.startswith(".")]
-    for file in sorted(files):
-        if not (file.is_file() and file.suffix == ".png" and file.stem.isdecimal()):
-            raise UserError(f"{file}: not a picture named 0000.png, 0001.png, ...; rename or remove it.")
-    files.sort(key=_number)
-    _no_two_of_a_number(files)
-    return files
+    read = read_geneval_layout(root, per_prompt=per_prompt)
+    return [Asked(prompt_from_values(one.values, one.where), one.files) for one in read]
 
 
 def check_official(root: Path, prompts: Sequence[Prompt]) -> bool:

@@ -47,10 +47,11 @@ def lengthened_from_lines(lines: Sequence[dict[str, Any]], origin: str) -> Lengt
     try:
         model = lines[0]["model"]
         texts = {line["prompt"]: line["lengthened"] for line in lines[1:]}
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, TypeError):  # the last where a prompt is a list
         raise UserError(
             f"{origin}: not a file of lengthened prompts; `kilopix lengthen` writes one."
         ) from None
-    if len(texts) != len(lines) - 1 or not all(isinstance(t, str) and t.strip() for t in texts.values()):
+    both = [*texts.keys(), *texts.values()]
+    if len(texts) != len(lines) - 1 or not all(isinstance(text, str) and text.strip() for text in both):
         raise UserError(f"{origin}: a prompt is in it twice or has no text; make it again.")
     return Lengthened(texts, model, sha256_of_text(json.dumps(sorted(texts.items()))))

@@ -4,6 +4,7 @@ In: what kilopix writes beside the pictures that it makes, or what someone wrote
 elsewhere. Out: a `Made`. What is not known stays None, and the card says so.
 """
 
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,38 @@ def read_made(root: Path, given: Path | None = None) -> Made:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object with the keys {', '.join(Made.model_fields)}.")
     return parse(Made, values, str(path))
+
+
+def made_by_sampling(path: Path, files: Collection[str]) -> Made:
+    """The facts of `files` by the `samples.json` that lists them, as `kilopix sample` writes it.
+
+    Where steps or guidance differ from image to image, neither is one fact of the set, and stays unknown.
+    """
+    values: Any = read_json(path)
+    images = values.get("images") if isinstance(values, dict) else None
+    sampling = values.get("sampling", {}) if isinstance(values, dict) else None
+    if not isinstance(images, list) or not isinstance(sampling, dict):
+        raise UserError(f"{path}: not a list of samples; make the pictures again.")
+    scored = [image for image in images if isinstance(image, dict) and image.get("file") in files]
+    guidance = sampling.get("guidance")
+    scale = guidance.get("scale") if isinstance(guidance, dict) else None
+    seeds: list[Any] = [image.get("seed") for image in scored]
+    known = bool(seeds) and all(isinstance(seed, int) for seed in seeds)
+    facts = {
+        "checkpoint": Path(str(values["weights"])).name
+        if "weights" in values
+        else path.resolve().parent.name,
+        "checkpoint_sha256": values.get("weights_sha256"),
+        "prompt_style": "as given",
+        "seeds": sorted(set(seeds)) if known else None,
+        "sampler": sampling.get("sampler"),
+        "steps": _same(image.get("steps", sampling.get("steps")) for image in scored),
+        "guidance": _same(image.get("guidance", scale) for image in scored),
+    }
+    return parse(Made, facts, str(path))
+
+
+def _same(values: Iterable[Any]) -> Any:
+    """The one value that all are; None if they differ."""
+    found = list(values)
+    return found[0] if found and all(one == found[0] for one in found) else None

@@ -73,9 +73,11 @@ class LeftOut(Config):
 class Card(Config):
     """What was measured, how, and the scores.
 
-    `evaluator_sha256` is the fingerprint of all its weights together, `reference_sha256` that of the real
-    pictures or their manifest; `settings` are those of the benchmark, and `versions` those of the packages
-    that numbers go through.
+    Every field is what happened, not what was asked for: where a set was too small for a setting, the number
+    that was used; where a setting was not used, none. Where pictures are no squares, `resolution` is their
+    shorter side. `evaluator_sha256` is the fingerprint of all weights together, `reference_sha256` that of
+    the real pictures, their manifest or their statistics; `settings` are those of the benchmark, and
+    `versions` those of the packages that numbers go through.
     """
 
     benchmark: str = ""
@@ -119,11 +121,15 @@ def read_card(path: Path) -> Card:
 def like(a: Card, b: Card) -> list[str]:
     """The fields in which the protocols of two cards differ; scores compare only where it is empty.
 
-    Where both cards list their evaluators, those are compared that both have, as `evaluator <name>`: a card
-    that has more of them is still like one that has fewer.
+    Where both cards list their evaluators, those are compared that both have, as `evaluator <name>`, and the
+    settings that both have: a card that has more of them is still like one that has fewer.
     """
     ignored = _NOT_PROTOCOL | (_EVALUATOR_FIELDS if a.evaluators and b.evaluators else frozenset())
     fields = [name for name in Card.model_fields if name not in ignored]
     different = [name for name in fields if getattr(a, name) != getattr(b, name)]
+    if ignored > _NOT_PROTOCOL and all(
+        a.settings[k] == b.settings[k] for k in a.settings.keys() & b.settings
+    ):
+        different = [name for name in different if name != "settings"]
     others = {one.name: one for one in b.evaluators}
     return different + [f"evaluator {one.name}" for one in a.evaluators if others.get(one.name, one) != one]

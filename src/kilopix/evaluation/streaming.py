@@ -89,10 +89,10 @@ def kernel_distance_subsets(
 ) -> tuple[float, float]:
     """Mean and standard deviation of the kernel distance over random subsets, as KID is mostly reported.
 
-    A subset holds `size` images of either set, or all of the smaller set where it has fewer.
+    A subset holds `subset_size` images of either set.
     """
     _check_pair(real, fake, 2)
-    size = min(size, sum(real.sizes), sum(fake.sizes))
+    size = subset_size(size, sum(real.sizes), sum(fake.sizes))
     rng = np.random.default_rng(seed)
     chosen = [
         np.stack([rng.choice(sum(features.sizes), size, replace=False) for _ in range(subsets)])
@@ -105,6 +105,11 @@ def kernel_distance_subsets(
         pair = [_gather(features, rows[group]) for features, rows in zip((real, fake), chosen, strict=True)]
         values += [kernel_distance(x, y) for x, y in zip(*pair, strict=True)]
     return float(np.mean(values)), float(np.std(values))
+
+
+def subset_size(asked: int, real: int, fake: int) -> int:
+    """How many images a subset holds: as many as asked for, or all of the smaller set if it has fewer."""
+    return min(asked, real, fake)
 
 
 def _gather(features: FeatureSet, rows: Int64[np.ndarray, "S N"]) -> Float64[Tensor, "S N F"]:

@@ -4,7 +4,6 @@ In: folders that `kilopix evaluate`, `fidelity` or another evaluator wrote, or t
 and `compare.html`. Cards whose protocols differ are refused, or put in one table with the differences marked.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,7 +14,7 @@ from kilopix.evaluation.comparison import Entry, Row, Unlike, differs, rows, unl
 from kilopix.evaluation.protocol import Score, read_card
 from kilopix.evaluation.published import Published, read_published
 from kilopix.evaluation.statistics import Interval, Observations, bootstrap, observe
-from kilopix.runtime import atomic_path, say
+from kilopix.runtime import atomic_path, read_lines, say
 from kilopix.types import UserError
 
 MARKDOWN, HTML = "compare.md", "compare.html"
@@ -95,24 +94,19 @@ def _read_entry(path: Path, label: str) -> Entry:
 def _observations(folder: Path) -> dict[str, Observations]:
     """The scores of single pictures, as the evaluators keep them beside their cards."""
     if (folder / "observations.jsonl").is_file():
-        return _from_observations(_lines(folder / "observations.jsonl"))
+        return _from_observations(read_lines(folder / "observations.jsonl"))
     if (folder / "judged.jsonl").is_file():
-        spaced = [{**line, "tag": line["tag"].replace("_", " ")} for line in _lines(folder / "judged.jsonl")]
+        spaced = [
+            {**line, "tag": line["tag"].replace("_", " ")} for line in read_lines(folder / "judged.jsonl")
+        ]
         return _by_task(spaced, "mean of six tasks", "")
     if (folder / "results.jsonl").is_file():
-        lines = _lines(folder / "results.jsonl")
+        lines = read_lines(folder / "results.jsonl")
         if lines and "item" in lines[0]:
             scores = [100 * line["score"] for line in lines]
             return {"DPG-Bench": observe(scores, [line["item"] for line in lines])}
         return _by_task(lines, "GenEval, mean of tasks", "GenEval, ")
     return {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text().split("\n") if line]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: a line is not JSON ({error}); score the pictures again.") from None
 
 
 def _from_observations(lines: list[dict[str, Any]]) -> dict[str, Observations]:

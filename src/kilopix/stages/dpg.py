@@ -29,6 +29,7 @@ from kilopix.evaluation.dpg_questions import Asked, published_fails, read_questi
 from kilopix.evaluation.made import Made, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, write_card
 from kilopix.evaluation.statistics import bootstrap, observe
+from kilopix.features import versions
 from kilopix.pretrained.vqa import VqaConfig, load_vqa
 from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_file, sha256_of_text, write_lines
 from kilopix.types import UserError
@@ -144,7 +145,7 @@ def _answers(
     models = {line.pop("vqa_fingerprint") for line in lines}
     if len(models) > 1:
         raise UserError(f"{out / PARTS}: was begun with other weights; delete it and run the command again.")
-    header = {"job": job, "vqa_fingerprint": models.pop()}
+    header = {"job": job, "versions": versions(), "vqa_fingerprint": models.pop()}
     write_lines(path, [header, *lines])
     remove_folder(out / PARTS)
     return header, lines
@@ -250,6 +251,7 @@ def _card(
 ) -> Card:
     vqa = header["job"]["vqa"]
     evaluator = Evaluator(name="vqa", fingerprint=header["vqa_fingerprint"])
+    width, height = (side // (2 if layout == "grid" else 1) for side in checked.size)
     return Card(
         benchmark="DPG-Bench",
         checkpoint=made.checkpoint,
@@ -262,15 +264,16 @@ def _card(
         sampler=made.sampler,
         steps=made.steps,
         guidance=made.guidance,
-        resolution=checked.size[0] // (2 if layout == "grid" else 1),
+        resolution=min(width, height),
         images_per_prompt=len(pictures) // len(items),
         images=len(pictures),
         evaluator=f"DPG-Bench, {vqa['kind']} {vqa['name']}",
         evaluator_sha256=sha256_of_text(evaluator.fingerprint),
         evaluators=(evaluator,),
         reference_sha256=sha256_of_file(questions),
+        settings={} if width == height else {"image_size": f"{width}x{height}"},
         kilopix_version=version("kilopix"),
-        versions={name: version(name) for name in ("torch", "transformers")},
+        versions=header.get("versions", {}),  # of when the questions were asked; earlier files lack them
         left_out=tuple(left_out),
         scores=tuple(scores),
     )

@@ -24,9 +24,10 @@ from kilopix.evaluation.fidelity import kernel_distance_interval
 from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
 from kilopix.evaluation.geneval_prompts import world_prompts
 from kilopix.evaluation.placed import placed
-from kilopix.evaluation.protocol import Card, Score, read_card, write_card
+from kilopix.evaluation.protocol import Card, LeftOut, Score, read_card, write_card
 from kilopix.evaluation.statistics import bootstrap
 from kilopix.evaluation.tasks import Results, observations, score_images
+from kilopix.features import versions
 from kilopix.generator import Generator
 from kilopix.pretrained.judge import load_judge
 from kilopix.pretrained.vision import load_efficientnet_lite0
@@ -112,17 +113,20 @@ def run(
         recipe_sha256=recipe.fingerprint(),
         prompts_sha256=prompts_sha256,
         prompt_style=style,
-        seeds=(seed,),
+        seeds=tuple(job.seed for job in judged_jobs + fidelity_jobs),
         sampler=sampling.sampler,
         steps=sampling.steps,
         guidance=sampling.guidance.scale,
-        resolution=recipe.data.image_size,
+        resolution=min(fake.shape[-2:]),
         images_per_prompt=repeats,
         images=len(judged_jobs) + len(fidelity_jobs),
         evaluator=f"judge of the embedded world, {features.name}",
         evaluator_sha256=evaluator_sha256,
         reference_sha256=sha256_of_file(held_out),
+        settings={"real_images": len(real)},
         kilopix_version=version("kilopix"),
+        versions=versions(),
+        left_out=tuple(LeftOut(name=f"held-out image {name}", because=why) for name, why in left_out),
         scores=(*_task_scores(results), kid),
     )
     write_card(out / CARD, card)

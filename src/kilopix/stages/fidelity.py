@@ -1,45 +1,36 @@
 """Pictures to scores of fidelity and preference: distances to real pictures, and what people would prefer.
 
-In: a set of pictures, a set of real ones, and the weights of the networks that look at them. Out: a folder
-with `card.json`, every score with its protocol, and `observations.jsonl`, the scores of single pictures. All
-is computed that the weights allow; what is left out is named with the reason. Features and finished scores
-are kept, those of the real pictures in a cache that all runs share, so that a run that was stopped goes on.
+In: a set of pictures, a set of real ones or the statistics of their features, and the weights of the
+networks that look at them. Out: a folder with `card.json`, every score with its protocol, and
+`observations.jsonl`, the scores of single pictures. All is computed that the weights allow; what is left out
+is named with the reason. Features and finished scores are kept, those of the real pictures in a cache that
+all runs share, so that a run that was stopped goes on.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from kilopix.config import Config, parse, parse_overrides
-from kilopix.data.checked import check_pictures
-from kilopix.data.parts import open_job
-from kilopix.data.picture_sets import SAMPLES, PictureSet, read_picture_set
+from kilopix.config import parse, parse_overrides
+from kilopix.data.picture_sets import ARRAYS, SAMPLES, PictureSet
 from kilopix.evaluation.fidelity import frechet_distance
-from kilopix.evaluation.made import Made, read_made
+from kilopix.evaluation.made import MADE, Made, made_by_sampling, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, Setting, write_card
+from kilopix.evaluation.reference_statistics import ORIGIN
 from kilopix.evaluation.statistics import bootstrap, observe
-from kilopix.evaluation.streaming import comparisons, kernel_distance_subsets, neighbours
-from kilopix.features import (
-    Pictures,
-    StoredFeatures,
-    WeightsConfig,
-    load_network,
-    store_features,
-    stored_moments,
-    versions,
-)
+from kilopix.evaluation.streaming import comparisons, kernel_distance_subsets, neighbours, subset_size
+from kilopix.features import load_network, stored_moments, versions
+from kilopix.fidelity_sets import FidelityConfig, Work, read_work
 from kilopix.pretrained.aesthetic import load_aesthetic
 from kilopix.pretrained.vision_hub import CLIP, cosines
 from kilopix.runtime import (
     atomic_path,
     cache_folder,
-    pick_device,
     progress_bar,
     read_json,
     say,
@@ -51,6 +42,7 @@ from kilopix.types import UserError
 CARD, OBSERVATIONS = "card.json", "observations.jsonl"
 NETWORKS = ("inception", "dinov2", "clip", "efficientnet-lite0")
 DISTANCES = ("FID", "Frechet distance", "KID")
+OF_IMAGES = ("KID", "precision", "recall", "density", "coverage")
 PREFERENCES = {
     "clipscore": "CLIPScore",
     "aesthetic": "aesthetic score",
@@ -61,49 +53,8 @@ NO_IMAGEREWARD = (
     "its network reads prompt and picture together in a BLIP of its own, published as a pickle only, "
     "and kilopix has no loader for it"
 )
-
-
-class FidelityConfig(Config):
-    """Settings of the scores; `neighbours` is k of precision, recall, density and coverage."""
-
-    weights: WeightsConfig = WeightsConfig()
-    neighbours: int = Field(default=3, ge=1)
-    kid_subsets: int = Field(default=100, ge=1)
-    kid_subset_size: int = Field(default=1000, ge=2)
-    seed: int = 0
-    fit_reference: bool = False
-    allow_doubled: bool = False
-    rows_per_part: int = Field(default=512, ge=1)
-
-    def protocol(self) -> dict[str, Setting]:
-        """The settings that a score depends on; weights have fingerprints instead."""
-        return self.model_dump(mode="json", exclude={"weights", "rows_per_part"})
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a run scores, how, and where to."""
-
-    images: Pictures
-    reference: Pictures
-    config: FidelityConfig
-    out: Path
-    cache: Path
-    device: str
-    workers: int | None
-
-    def features(self, network: str, real: bool = False) -> StoredFeatures:
-        """The features of either set, made where they are not there yet."""
-        return store_features(
-            self.reference if real else self.images,
-            network,
-            self.config.weights,
-            self.cache if real else self.out,
-            f"{network}, {'real pictures' if real else 'pictures'}",
-            self.device,
-            self.workers,
-            self.config.rows_per_part,
-        )
+NO_IMAGES = "the reference is mean and covariance of Inception's features, and this needs the real images"
+NO_SPATIAL = "kilopix has no spatial features of Inception, which mu_s and sigma_s are of"
 
 
 def run(
@@ -126,11 +77,13 @@ def run(
     if unknown:
         raise UserError(f"{unknown[0]}: no such score; there are {', '.join(every)}.")
     config = parse(FidelityConfig, parse_overrides(overrides), "overrides")
-    work = _read(images, reference, out, config, prompts, cache or cache_folder(), workers, device)
+    work = read_work(images, reference, out, config, prompts, cache or cache_folder(), workers, device)
     left_out = _left_out(work, only or every, bool(only))
     chosen = [name for name in only or every if name not in left_out]
     if not chosen:
         raise UserError("nothing can be computed: " + "; ".join(f"{k}: {v}" for k, v in left_out.items()))
+    if "inception" in chosen:
+        left_out |= _beyond_statistics(work)
     scores: list[Score] = []
     values: dict[str, list[float]] = {}
     evaluators: list[Evaluator] = []
@@ -154,42 +107,14 @@ def run(
     return card
 
 
-def _read(
-    images: Path,
-    reference: Path,
-    out: Path,
-    config: FidelityConfig,
-    prompts: Path | None,
-    cache: Path,
-    workers: int | None,
-    device: str,
-) -> Work:
-    """Find both sets and hash every file, before any network is loaded."""
-    sets = read_picture_set(images, prompts), read_picture_set(reference)
-    say(f"reading {len(sets[0].files)} pictures and {len(sets[1].files)} real ones ...")
-    made = check_pictures(sets[0].root, sets[0].files, None, config.allow_doubled, heads_only=True)
-    size = made.size
-    real = check_pictures(
-        sets[1].root,
-        sets[1].files,
-        "any" if config.fit_reference else size,
-        config.allow_doubled,
-        heads_only=True,
-        other_size="; make them of one size, or say fit_reference=true, which cuts the real ones",
-    )
-    shas = [sha256_of_text("\n".join(checked.sha256)) for checked in (made, real)]
-    if shas[0] == shas[1]:
-        raise UserError(f"{images} and {reference} hold the same pictures; give real ones as the second.")
-    job = {
-        "stage": "fidelity",
-        "images": shas[0],
-        "reference": shas[1],
-        "prompts": sets[0].prompts_sha256,
-        "settings": config.protocol(),
-    }
-    open_job(out, job)
-    pair = Pictures(sets[0], shas[0], size), Pictures(sets[1], shas[1], size, config.fit_reference)
-    return Work(*pair, config, out, cache, pick_device(device), workers)
+def _beyond_statistics(work: Work) -> dict[str, str]:
+    """The scores by Inception's features that statistics do not give, with the reasons."""
+    reasons: dict[str, str] = {}
+    if work.reference is None:
+        reasons |= {f"{metric} (inception)": NO_IMAGES for metric in OF_IMAGES}
+    if work.statistics is not None and work.statistics.spatial:
+        reasons["sFID (inception)"] = NO_SPATIAL
+    return reasons
 
 
 def _left_out(work: Work, names: Sequence[str], must_work: bool) -> dict[str, str]:
@@ -209,7 +134,9 @@ def _try(name: str, work: Work) -> None:
     if name == "imagereward":
         raise UserError(NO_IMAGEREWARD)
     if name in ("clipscore", "pickscore") and work.images.set.prompts is None:
-        raise UserError("the pictures have no prompts; give them with --prompts")
+        raise UserError("the pictures, or some of them, have no prompts; give them with --prompts")
+    if name in NETWORKS and name != "inception" and work.reference is None:
+        raise UserError(NO_IMAGES)
     network = load_network(_network_of(name), work.config.weights, work.device)
     if name == "aesthetic":
         head = load_aesthetic(work.config.weights.file(name))
@@ -242,12 +169,17 @@ def _fidelity(work: Work, name: str) -> tuple[list[Score], Evaluator]:
 
 def _compare(work: Work, name: str) -> dict[str, float]:
     config = work.config
-    real, fake = work.features(name, real=True), work.features(name)
-    values = {
-        "FID" if name == "inception" else "Frechet distance": frechet_distance(
-            stored_moments(real), stored_moments(fake)
-        )
-    }
+    real = work.features(name, real=True) if work.reference is not None else None
+    fake = work.features(name)
+    if name == "inception" and work.statistics is not None:
+        moments = work.statistics.on(fake.device)
+    else:
+        assert real is not None
+        moments = stored_moments(real)
+    distance = "FID" if name == "inception" else "Frechet distance"
+    values = {distance: frechet_distance(moments, stored_moments(fake))}
+    if real is None:
+        return values
     mean, deviation = kernel_distance_subsets(
         real, fake, config.kid_subsets, config.kid_subset_size, config.seed
     )
@@ -324,9 +256,9 @@ def _write_observations(path: Path, pictures: PictureSet, values: dict[str, list
 
 def _card(work: Work, scores: list[Score], evaluators: list[Evaluator], left_out: dict[str, str]) -> Card:
     pictures = work.images.set
-    made = _made(pictures.root)
+    made = _made(work)
     count = len(pictures.files)
-    asked = len(set(pictures.prompts or ()))
+    repeats = set(Counter(pictures.prompts or ()).values())
     return Card(
         benchmark="fidelity",
         checkpoint=made.checkpoint,
@@ -340,13 +272,13 @@ def _card(work: Work, scores: list[Score], evaluators: list[Evaluator], left_out
         steps=made.steps,
         guidance=made.guidance,
         resolution=min(work.images.size),
-        images_per_prompt=count // asked if asked and count % asked == 0 else None,
+        images_per_prompt=repeats.pop() if len(repeats) == 1 else None,
         images=count,
-        reference_sha256=work.reference.sha256,
+        reference_sha256=work.reference_sha256,
         evaluator=", ".join(one.name for one in evaluators),
         evaluator_sha256=sha256_of_text("\n".join(one.fingerprint for one in evaluators)),
         evaluators=tuple(evaluators),
-        settings={**work.config.protocol(), "real_images": len(work.reference.set.files)},
+        settings=_settings(work, [one.name for one in evaluators]),
         kilopix_version=version("kilopix"),
         versions=versions(),
         left_out=tuple(LeftOut(name=name, because=because) for name, because in left_out.items()),
@@ -354,18 +286,35 @@ def _card(work: Work, scores: list[Score], evaluators: list[Evaluator], left_out
     )
 
 
-def _made(root: Path) -> Made:
+def _settings(work: Work, evaluators: Sequence[str]) -> dict[str, Setting]:
+    """What was done: settings that were cut to the size of the sets, and none that were not used."""
+    config = work.config
+    settings: dict[str, Setting] = {"fit_reference": work.fitted, "allow_doubled": work.doubled}
+    width, height = work.images.size
+    if width != height:
+        settings["image_size"] = f"{width}x{height}"
+    if work.statistics is not None and "inception" in evaluators:
+        settings["reference_statistics"] = ORIGIN
+    if work.reference is None:
+        return settings
+    real = len(work.reference.set.files)
+    settings["real_images"] = real
+    if set(evaluators) & set(NETWORKS):
+        settings |= {
+            "neighbours": config.neighbours,
+            "kid_subsets": config.kid_subsets,
+            "kid_subset_size": subset_size(config.kid_subset_size, real, len(work.images.set.files)),
+            "seed": config.seed,
+        }
+    return settings
+
+
+def _made(work: Work) -> Made:
     """What is known of how the pictures were made: by `kilopix sample`, or as a `made.json` says."""
-    if not (root / SAMPLES).is_file():
-        return read_made(root)
-    made = read_json(root / SAMPLES)
-    sampling = made["sampling"]
-    return Made(
-        checkpoint=Path(made["weights"]).name,
-        checkpoint_sha256=made["weights_sha256"],
-        prompt_style="as given",
-        seeds=tuple(sorted({image["seed"] for image in made["images"]})),
-        sampler=sampling["sampler"],
-        steps=sampling["steps"],
-        guidance=sampling["guidance"]["scale"],
-    )
+    root = work.images.set.root
+    if work.source.suffix.lower() == ARRAYS:  # the root is a place in the cache
+        beside = work.source.parent
+        return read_made(beside) if (beside / MADE).is_file() else Made(checkpoint=work.source.stem)
+    if (root / SAMPLES).is_file():
+        return made_by_sampling(root / SAMPLES, work.images.set.files)
+    return read_made(root)

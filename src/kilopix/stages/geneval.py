@@ -28,6 +28,7 @@ from kilopix.evaluation.made import PLAIN, Made, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, Score, write_card
 from kilopix.evaluation.statistics import bootstrap
 from kilopix.evaluation.tasks import Results, observations, score_images
+from kilopix.features import versions
 from kilopix.pretrained.clip import ColorConfig, cut_out, load_color_classifier
 from kilopix.pretrained.detector import DetectorConfig, Found, load_detector
 from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_text, write_lines
@@ -137,7 +138,7 @@ def _detections(
     parts = LineParts(out / PARTS, -(-len(files) // PER_PART))
     make_lines(parts, work, "detect", len(files), devices)
     header, lines = _one_header(out / PARTS, list(parts.lines()))
-    header = {"job": job, **header}
+    header = {"job": job, "versions": versions(), **header}
     write_lines(path, [header, *lines])
     remove_folder(out / PARTS)
     return header, [_read_objects(line) for line in lines]
@@ -234,6 +235,9 @@ def _card(
     )
     cut = {key: job["job"]["color"][key] for key in ("background", "crop")}
     settings = {**rules.model_dump(), **cut, "floor": job["job"]["floor"]}
+    width, height = checked.size
+    if width != height:
+        settings["image_size"] = f"{width}x{height}"
     weights = [one.fingerprint for one in evaluators]
     return Card(
         benchmark="GenEval",
@@ -247,7 +251,7 @@ def _card(
         sampler=made.sampler,
         steps=made.steps,
         guidance=made.guidance,
-        resolution=checked.size[0],
+        resolution=min(checked.size),
         images_per_prompt=len(asked[0].files),
         images=len(results.verdicts),
         reference_sha256=sha256_of_text(prompts_to_text([one.prompt for one in asked])),
@@ -256,7 +260,7 @@ def _card(
         evaluators=evaluators,
         settings=settings,
         kilopix_version=version("kilopix"),
-        versions={name: version(name) for name in ("torch", "transformers")},
+        versions=job.get("versions", {}),  # of when the pictures were looked at; earlier files lack them
         scores=tuple(_scores(results)),
     )
 

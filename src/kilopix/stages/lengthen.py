@@ -13,6 +13,7 @@ from kilopix.data.parts import open_job
 from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import INSTRUCTION, Lengthened, lengthened_from_lines
 from kilopix.pretrained.instruct import InstructConfig, load_instruct
+from kilopix.prompt_files import read_prompts
 from kilopix.runtime import Line, pick_device, read_lines, remove_folder, say, sha256_of_text, write_lines
 from kilopix.types import UserError
 
@@ -23,7 +24,8 @@ def run(
     out: Path, model: InstructConfig, prompts: Path | None = None, devices: Sequence[str] = ("auto",)
 ) -> Lengthened:
     """Lengthen every prompt once; the same command again goes on, or says that it is done."""
-    texts = _read(prompts) if prompts else [prompt.text for prompt in official_prompts()]
+    texts = read_prompts(prompts) if prompts else [prompt.text for prompt in official_prompts()]
+    texts = list(dict.fromkeys(texts))
     job = {
         "stage": "lengthen",
         "model": model.model_dump(mode="json"),
@@ -48,16 +50,6 @@ def run(
     remove_folder(folder)
     say(f"{out}: {len(texts)} prompts lengthened by {model.name}.")
     return lengthened_from_lines(read_lines(out), str(out))
-
-
-def _read(path: Path) -> list[str]:
-    try:
-        texts = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as a file of prompts ({error}).") from None
-    if not texts:
-        raise UserError(f"{path}: no prompts in it; write one a line.")
-    return list(dict.fromkeys(texts))
 
 
 @dataclass(frozen=True)

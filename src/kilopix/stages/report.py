@@ -17,10 +17,11 @@ from PIL import Image
 
 from kilopix.curves import score_curves, training_curve, validation_curves
 from kilopix.data.cutmix import SETTINGS
-from kilopix.data.manifest import Row, read_manifest
+from kilopix.data.manifest import Manifest, Row, read_manifest
+from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card, read_card
-from kilopix.runtime import atomic_path, read_json, say
+from kilopix.runtime import atomic_path, read_json, read_lines, say
 
 PER_TASK = 6
 SHEETS, SHEET_WIDTH = 6, 720
@@ -65,14 +66,14 @@ def run(
         times=_times(times) if times else [],
     )
     with atomic_path(out) as temporary:
-        temporary.write_text(page)
+        temporary.write_text(page, "utf-8")
     say(f"{out}: written.")
 
 
 def _template():
     from jinja2 import Environment, StrictUndefined
 
-    text = resources.files("kilopix.stages").joinpath("report.html.j2").read_text()
+    text = resources.files("kilopix.stages").joinpath("report.html.j2").read_text("utf-8")
     environment = Environment(
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -81,12 +82,7 @@ def _template():
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a run's log; a missing log is empty, a broken line is a `UserError`."""
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: a line is not JSON ({error}); train again to mend it.") from None
+    return read_lines(path) if path.exists() else []
 
 
 def _settings(recipe: dict[str, Any], seen: int) -> list[tuple[str, str]]:
@@ -127,6 +123,13 @@ def _open(path: Path) -> Image.Image:
         raise UserError(f"{path}: missing or damaged; make the pictures again, then the report.") from None
 
 
+def _picture(manifest: Manifest, row: Row) -> Image.Image:
+    try:
+        return open_picture(manifest.root, row.path)
+    except BrokenImage as error:
+        raise UserError(f"{manifest.root / row.path}: cannot be read ({error}); augment again.") from None
+
+
 def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
@@ -144,7 +147,7 @@ def _model_name(folder: Path) -> str:
 
 def _judged(folder: Path) -> dict[str, list[Figure]]:
     """Pictures of every task, some right and some wrong where there are both, with what was found in them."""
-    lines = [json.loads(line) for line in (folder / "judged.jsonl").read_text().splitlines()]
+    lines = read_lines(folder / "judged.jsonl")
     tasks: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         tasks.setdefault(line["tag"], []).append(line)
@@ -193,7 +196,7 @@ def _pastes(manifest_path: Path) -> list[Figure]:
         if (row := next((r for r in manifest.rows if r.setting == setting), None)) is not None
     ]
     return [
-        Figure(_uri(_open(manifest.file(row)), 160), f"{row.setting or 'crop'}: {row.caption}")
+        Figure(_uri(_picture(manifest, row), 160), f"{row.setting or 'crop'}: {row.caption}")
         for row in chosen
     ]
 

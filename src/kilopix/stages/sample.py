@@ -36,21 +36,6 @@ class _Job:
     sampling: SamplingConfig
 
 
-def read_prompts(path: Path | None, text: str = "") -> list[str]:
-    """One prompt a line, from a file or from text that was read; empty lines are left out."""
-    if path is not None:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file of prompts.")
-        try:
-            text = path.read_text()
-        except UnicodeDecodeError:
-            raise UserError(f"{path}: not a text file of prompts.") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise UserError(f"{path or 'standard input'}: no prompts in it; write one a line.")
-    return prompts
-
-
 def run(
     model: Path | str,
     prompts: Sequence[str],
@@ -82,7 +67,7 @@ def run(
         "weights_sha256": generator.fingerprint,
         "sampling": own.model_dump(mode="json"),
         "images": [
-            {"file": file.name, "prompt": job.prompt, "seed": job.seed, **_swept(job, sweep)}
+            {"file": file.name, "prompt": job.prompt, "seed": job.seed, **_swept(job, sweep, own)}
             for file, job in zip(files, jobs, strict=True)
         ],
     }
@@ -105,10 +90,13 @@ def run(
     return files
 
 
-def _swept(job: _Job, sweep: Sweep) -> dict[str, Any]:
-    """The settings of one picture that differ from picture to picture."""
-    values = {"guidance": job.sampling.guidance.scale, "steps": job.sampling.steps}
-    return {key: value for key, value in values.items() if len(getattr(sweep, key)) > 1}
+def _swept(job: _Job, sweep: Sweep, own: SamplingConfig) -> dict[str, Any]:
+    """The settings of one picture that differ from picture to picture, or from those of the call."""
+    values = {"guidance": (job.sampling.guidance.scale, own.guidance.scale)}
+    values["steps"] = (job.sampling.steps, own.steps)
+    return {
+        k: value for k, (value, of_call) in values.items() if len(getattr(sweep, k)) > 1 or value != of_call
+    }
 
 
 def _make_missing(

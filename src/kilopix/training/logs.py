@@ -94,7 +94,7 @@ class LogWindow:
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
     """Add one line of JSON to a file."""
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(values) + "\n")
 
 
@@ -102,16 +102,17 @@ def cut_log(path: Path, images_seen: int) -> None:
     """Drop the lines that were written after the checkpoint from which the run goes on."""
     if not path.exists():
         return
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    text = path.read_text("utf-8", errors="replace")  # a run that was killed may have cut a character
+    lines = [line for line in text.split("\n") if line.endswith("}")]
     kept = [line for line in lines if json.loads(line)["images"] <= images_seen]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept))
+        temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
 
 
 def note_skipped(path: Path, line: Mapping[str, Any]) -> None:
     """Add a line for a batch left out; one that a run meets again after it was killed is there already."""
     text = json.dumps(line, ensure_ascii=False)
-    if path.exists() and text in path.read_text().splitlines():
+    if path.exists() and text in path.read_text("utf-8", errors="replace").split("\n"):
         return
-    with open(path, "a") as file:
+    with open(path, "a", encoding="utf-8") as file:
         file.write(text + "\n")

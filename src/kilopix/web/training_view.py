@@ -58,7 +58,7 @@ class TrainingView:
         if not path.is_file():
             return []
         lines = []
-        for text in path.read_text().splitlines():
+        for text in path.read_text("utf-8", errors="replace").split("\n"):  # it may end within a character
             try:
                 line = json.loads(text)
             except json.JSONDecodeError:

@@ -13,7 +13,7 @@ from typing import Any
 from kilopix.data.world.backgrounds import Background, random_background
 from kilopix.data.world.lights import LIGHTS
 from kilopix.data.world.objects import HUES, colors_of, find_object, training_colors
-from kilopix.runtime import seed_from
+from kilopix.runtime import seed_from, text_lines
 from kilopix.types import UserError
 
 LARGEST_TILT = 20.0
@@ -122,12 +122,10 @@ def scene_from_json(row: dict[str, Any]) -> Scene:
 def load_scenes(split: Path) -> dict[str, Scene]:
     """The scenes of one split (`OUT/train` or `OUT/val`) by file name, in the order of `scenes.jsonl`."""
     path = split / "scenes.jsonl"
-    try:
-        lines = path.read_text().splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; `kilopix mini` makes it.") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; `kilopix mini` makes it.")
     scenes = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text_lines(path), 1):
         try:
             row = json.loads(line)
             scenes[row["file"]] = scene_from_json(row)
