@@ -91,6 +91,75 @@ def test_wrong_settings_are_named(generator: Generator):
             generator(FOX, **settings)
 
 
+WRONG = {
+    "g([])": "prompts: the list is empty",
+    "g(None)": "prompts: must be a list",
+    "g(3)": "prompts: must be a list",
+    "g({'a': 1})": "prompts: must be a list",
+    "g(['a', 3])": "prompts: each must be a text (got 3)",
+    "g.generate([(3, 4)])": "prompts: each must be a text (got 3)",
+    "g('a', [])": "seeds: the list is empty",
+    "g('a', 3)": "seeds: must be a list",
+    "g('a', [1.5])": "seeds: must be a whole number (got 1.5)",
+    "g('a', [None])": "seeds: must be a whole number",
+    "g('a', [True])": "seeds: must be a whole number",
+    "g('a', seed=[1, 2])": "seed: must be a whole number",
+    "g('a', num_images=1.5)": "num_images: must be a whole number",
+    "g('a', num_images=True)": "num_images: must be a whole number",
+    "g('a', batch_size=0)": "batch_size: must be at least 1",
+    "g('a', batch_size=-1)": "batch_size: must be at least 1",
+    "g('a', negative_prompt=['b', 'c'])": "negative_prompt: Input should be a valid string",
+    "g('a', steps=0)": "steps: Input should be greater than or equal to 1",
+    "g('a', steps=1.5)": "steps: Input should be a valid integer",
+    "g('a', steps=True)": "steps: must be a number",
+    "g('a', guidance=float('nan'))": "guidance.scale: Input should be a finite number",
+    "g('a', guidance=float('inf'))": "guidance.scale: Input should be a finite number",
+    "g('a', guidance=[1, 2])": "guidance.scale: Input should be a valid number",
+    "g('a', guidance=True)": "guidance: must be a number",
+    "g('a', sampler='')": "sampler: Input should be 'euler'",
+    "g('a', preset=['published'])": "preset ['published']",
+    "g('a', size='64')": "size: must be a number of pixels",
+    "g('a', size=(64,))": "size: must be a number of pixels",
+    "g('a', size=64.0)": "size: must be a number of pixels",
+    "g('a', size=True)": "size: must be a whole number",
+}
+
+
+@pytest.fixture(scope="module")
+def answers(tiny_demo: Path) -> dict[str, str]:
+    """What a user is told who passes the wrong thing; outside of this process, which checks types."""
+    script = (
+        "import json, sys, warnings; warnings.simplefilter('error')\n"
+        "from kilopix.generator import Generator\n"
+        "g, told = Generator.from_pretrained(sys.argv[1], 'cpu'), {}\n"
+        "for call in json.loads(sys.argv[2]):\n"
+        "    try: told[call] = f'{len(eval(call))} images'\n"
+        "    except Exception as error: told[call] = f'{type(error).__name__}: {error}'\n"
+        "print(json.dumps(told))"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        script,
+        tiny_demo / "run",
+        json.dumps([*WRONG, "g(('a', 'b'), iter([1]))"]),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("call", WRONG)
+def test_what_is_no_argument_is_a_users_mistake(answers: dict[str, str], call: str):
+    assert answers[call].startswith("UserError: ")
+    assert WRONG[call] in answers[call]
+
+
+def test_any_list_of_prompts_and_seeds_will_do(answers: dict[str, str], generator: Generator):
+    assert answers["g(('a', 'b'), iter([1]))"] == "2 images"
+    assert len(generator(FOX, seeds=np.arange(2).tolist(), steps=1)) == 2
+
+
 def test_sizes_of_a_dit(generator: Generator):
     assert generator(FOX, steps=1, size=(48, 32))[0].size == (48, 32)
     assert generator(FOX, steps=1, size=64)[0].size == (64, 64)

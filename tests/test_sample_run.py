@@ -33,10 +33,10 @@ def test_lists_of_numbers():
     assert numbers("1, 3.5,1", "-g") == (1.0, 3.5)
     assert whole_numbers("5,2-4", "-s") == (5, 2, 3, 4)
     assert numbers(None, "-g") == whole_numbers(None, "-s") == ()
-    for text in ("a", "1,,2", "nan", "1e99"):
+    for text in ("a", "1,,2", "nan", "inf", "1e99", ""):
         with pytest.raises(UserError, match="-g"):
             numbers(text, "-g")
-    for text in ("4-2", "1.5", "0-99999999", "x-y"):
+    for text in ("4-2", "1.5", "0-99999999", "x-y", "", "1,", "nan"):
         with pytest.raises(UserError, match="-s"):
             whole_numbers(text, "-s")
 
@@ -93,7 +93,11 @@ def test_wrong_settings_are_one_line(tiny_demo: Path, tmp_path: Path, cli: Cli):
         (("--steps", "0"), "steps"),
         (("--steps", "ten"), "--steps 'ten'"),
         (("--guidance", "-1"), "guidance"),
+        (("--guidance", "nan"), "--guidance nan"),
+        (("--guidance", "1,inf"), "--guidance inf"),
+        (("--steps", "4,0"), "steps"),
         (("--seeds", "9-1"), "--seeds 9-1"),
+        (("--seeds", ""), "--seeds ''"),
     ):
         done = cli("sample", tiny_demo / "run", "a car", "-o", tmp_path / "out", *options)
         assert done.code == 2

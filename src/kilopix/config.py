@@ -17,9 +17,9 @@ from kilopix.errors import UserError
 
 
 class Config(BaseModel):
-    """Base of all configs: immutable, and an unknown key is an error."""
+    """Base of all configs: immutable; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)

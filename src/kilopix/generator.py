@@ -4,17 +4,18 @@ In: the name or path of a model. Out: PIL images. A picture depends on the weigh
 the sampling settings alone: not on the batch that it is made in.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from kilopix.config import parse
 from kilopix.diffusion.samplers import OnStep, SamplerName
 from kilopix.diffusion.sampling import PresetName, SamplingChanges, SamplingConfig
 from kilopix.model_files import find_weights, in_low_precision, load_model
@@ -158,13 +159,13 @@ class Generator:
         a `preset` replaces all of them first. `on_step` is called after every step of every batch, `on_image`
         after every batch with the number of pictures done; an exception in either ends the call.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
         if seeds is not None and (num_images is not None or seed is not None):
             raise UserError("seeds: give either seeds, or num_images and seed.")
-        if num_images is not None and num_images < 1:
-            raise UserError(f"num_images: must be at least 1 (got {num_images}).")
         if seeds is None:
-            seeds = range(seed or 0, (seed or 0) + (num_images or 1))
+            first = 0 if seed is None else _whole("seed", seed)
+            seeds = range(first, first + (1 if num_images is None else _whole("num_images", num_images, 1)))
+        seeds = [_whole("seeds", number) for number in _listed("seeds", seeds)]
         changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
         settings = self.settings(changes, sampling)
         jobs = [(prompt, number) for prompt in prompts for number in seeds]
@@ -172,8 +173,7 @@ class Generator:
 
     def settings(self, changes: SamplingChanges, sampling: SamplingConfig | None = None) -> SamplingConfig:
         """The model's own sampling settings, or those given, with checked changes."""
-        changed = changes.apply(sampling or self.recipe.sampling)
-        return parse(SamplingConfig, changed.model_dump(), "sampling settings")
+        return changes.apply(sampling or self.recipe.sampling)
 
     def generate(
         self,
@@ -187,6 +187,10 @@ class Generator:
         """One picture for every (prompt, seed); `on_image` is told after each batch how many are done."""
         images: list[Image.Image] = []
         settings = sampling or self.recipe.sampling
+        wrong = next((prompt for prompt, _ in jobs if not isinstance(prompt, str)), None)
+        if wrong is not None:
+            raise UserError(f"prompts: each must be a text (got {wrong!r}).")
+        batch_size = _whole("batch_size", batch_size, 1)
         for start in range(0, len(jobs), batch_size):
             batch = jobs[start : start + batch_size]
             latents = self.latents(
@@ -251,7 +255,7 @@ class Generator:
     def _latent_shape(self, size: Size | None) -> tuple[int, int, int]:
         """Channels, height and width of a picture's latents."""
         own = self.recipe.data.image_size
-        width, height = (own, own) if size is None else (size, size) if isinstance(size, int) else size
+        width, height = (own, own) if size is None else _sides(size)
         if isinstance(self.network, RIN) and (width, height) != (own, own):
             raise UserError(f"size {width} x {height}: this network makes pictures of {own} x {own} only.")
         unit = self.recipe.downsampling * self.recipe.model.patch
@@ -259,6 +263,34 @@ class Generator:
             raise UserError(f"size {width} x {height}: both sides must be multiples of {unit} pixels.")
         per_latent = self.autoencoder.downsampling
         return self.autoencoder.channels, height // per_latent, width // per_latent
+
+
+def _listed(name: str, values: Iterable[Any]) -> list[Any]:
+    """A list of at least one value."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise UserError(f"{name}: must be a list (got {values!r}).")
+    listed = list(values)
+    if not listed:
+        raise UserError(f"{name}: the list is empty.")
+    return listed
+
+
+def _whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number, of NumPy too; true and false are none."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UserError(f"{name}: must be a whole number (got {value!r}).")
+    if least is not None and value < least:
+        raise UserError(f"{name}: must be at least {least} (got {value}).")
+    return int(value)
+
+
+def _sides(size: Size) -> tuple[int, int]:
+    """Width and height."""
+    pair = (size, size) if isinstance(size, Integral) else size
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise UserError(f"size: must be a number of pixels, or width and height (got {size!r}).")
+    width, height = pair
+    return _whole("size", width), _whole("size", height)
 
 
 def _find_beside(weights: Path, name: str) -> Path | None:

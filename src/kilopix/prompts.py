@@ -36,13 +36,13 @@ def expand_all(texts: Sequence[str]) -> list[str]:
 
 def numbers(text: str | None, option: str) -> tuple[float, ...]:
     """`1,3,5.5` as numbers without repeats; none for None."""
-    return tuple(dict.fromkeys(_number(part, option) for part in text.split(","))) if text else ()
+    return () if text is None else tuple(dict.fromkeys(_number(part, option) for part in text.split(",")))
 
 
 def whole_numbers(text: str | None, option: str) -> tuple[int, ...]:
     """`1,3` and `2-6` as whole numbers without repeats; none for None."""
     found: list[int] = []
-    for part in text.split(",") if text else ():
+    for part in () if text is None else text.split(","):
         ends = re.fullmatch(r"\s*(\d+)\s*-\s*(\d+)\s*", part)
         if ends:
             first, last = int(ends[1]), int(ends[2])
@@ -62,6 +62,6 @@ def _number(text: str, option: str) -> float:
         number = float(text)
     except ValueError:
         raise UserError(f"{option} {text.strip()!r}: not a number; give one, or several: 1,3,5.") from None
-    if abs(number) > 1e15 or number != number:
-        raise UserError(f"{option} {text.strip()}: too large.")
+    if not abs(number) <= 1e15:
+        raise UserError(f"{option} {text.strip()}: not a number of at most 1e15.")
     return number

@@ -157,12 +157,152 @@ def test_a_published_state_dict_that_does_not_fit_is_an_error():
     assert len(constants(net)) > 10
 
 
+PUBLISHED = {
+    "data_size": 8,
+    "data_dim": 16,
+    "num_input_channels": 4,
+    "num_latents": 6,
+    "latents_dim": 32,
+    "label_dim": 12,
+    "num_processing_layers": 2,
+    "num_blocks": 2,
+    "path_size": 2,
+    "num_cond_tokens": 5,
+    "concat_cond_token_to_latents": False,
+    "use_cond_rin_block": True,
+}
+
+
+def shapes(kind: str = "CADRINTextCond", **arguments: object) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        net = RIN(*published_config(kind, {**PUBLISHED, **arguments}))
+    return {name: tuple(value.shape) for name, value in net.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "entry", "shape"),
+    [
+        ("data_size", 12, "data_pos_embedding", (36, 16)),
+        ("path_size", 4, "data_pos_embedding", (4, 16)),
+        ("path_size", 4, "map_tokens_to_patches.1.weight", (64, 16)),
+        ("data_dim", 48, "data_pos_embedding", (16, 48)),
+        ("num_input_channels", 3, "patch_extractor.weight", (16, 3, 2, 2)),
+        ("num_latents", 9, "latents", (9, 32)),
+        ("latents_dim", 64, "latents", (6, 64)),
+        ("label_dim", 20, "map_text_tokens.weight", (32, 20)),
+        ("num_text_registers", 5, "text_registers", (5, 32)),
+        ("latent_mlp_multiplier", 3, "rin_blocks.0.retriever_ca.ffn.0.weight", (96, 32)),
+        ("latent_mlp_multiplier", 3, "rin_blocks.1.processer_sa.1.ffn.0.weight", (96, 32)),
+        ("latent_mlp_multiplier", 3, "rin_blocks.0.retrieve_cond.ffn.0.weight", (96, 32)),
+        ("latent_mlp_multiplier", 3, "linear_previous.1.0.weight", (96, 32)),
+        ("latent_mlp_multiplier", 3, "rin_blocks.0.writer_ca.ffn.0.weight", (64, 16)),
+        ("latent_mlp_multiplier", 3, "transformers_blocks.0.ffn.0.weight", (128, 32)),
+        ("data_mlp_multiplier", 2, "rin_blocks.0.writer_ca.ffn.0.weight", (32, 16)),
+        ("data_mlp_multiplier", 2, "rin_blocks.1.writer_ca.ffn.3.weight", (16, 32)),
+        ("data_mlp_multiplier", 2, "rin_blocks.0.retriever_ca.ffn.0.weight", (128, 32)),
+    ],
+)
+def test_a_published_argument_shapes_the_network(argument: str, value: int, entry: str, shape: tuple):
+    assert shapes(**{argument: value})[entry] == shape
+
+
+def test_published_arguments_without_shapes_are_honoured_too():
+    config, *_ = published_config("RINTextCond", PUBLISHED | {"read_write_heads": 8, "compute_heads": 4})
+    assert (config.read_write_heads, config.compute_heads, config.text_heads) == (8, 4, 16)
+    assert published_config("RINTextCond", PUBLISHED)[0].compute_heads == 16, "the published default"
+    assert not config.coherence
+    names = shapes(num_blocks=3, num_processing_layers=1)
+    assert "rin_blocks.2.processer_sa.0.sa.qkv.weight" in names
+    assert not any(name.startswith(("rin_blocks.3", "rin_blocks.0.processer_sa.1")) for name in names)
+    assert shapes(num_cond_tokens=77) == shapes(), "only read where conditions are joined to the latents"
+
+
+def test_tokens_mlps_of_another_width_load_compute_and_are_counted():
+    x, gamma = inputs(1)
+    counted, estimated = [], []
+    for multiplier in (2, 4):
+        config, *others = published_config("CADRINTextCond", PUBLISHED | {"data_mlp_multiplier": multiplier})
+        net = RIN(config, *others)
+        load_published(RIN(config, *others), to_published(net))
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net(x, gamma, net.encode_text(text(1)), torch.zeros(1, config.latents, config.latent_width))
+        counted.append(counter.get_total_flops())
+        estimated.append(sum(flops_per_image(config, 8, 4, 12, 6)))
+    assert estimated[1] - estimated[0] == counted[1] - counted[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("concat_cond_token_to_latents", True),
+        ("use_cond_rin_block", False),
+        ("use_cond_token", False),
+        ("modulate_conditioning", True),
+        ("use_biases", False),
+        ("time_scaling", 100.0),
+        ("time_scaling", "1000"),
+        ("noise_embedding_type", "fourier"),
+        ("data_positional_embedding_type", "positional"),
+        ("retrieve_attention_scores", True),
+        ("use_16_bits_layer_norm", True),
+        ("rw_dropout", 0.1),
+        ("compute_dropout", 0.1),
+        ("compute_dropout", False),
+        ("rw_stochastic_depth", 0.1),
+        ("compute_stochastic_depth", 0.1),
+        ("weight_init", "orthogonal"),
+        ("bias_init", "uniform"),
+        ("data_mlp_multiplier", 2.5),
+        ("data_mlp_multiplier", True),
+        ("data_mlp_multiplier", 0),
+        ("num_latents", 0),
+        ("num_latents", "6"),
+        ("latents_dim", 8),
+        ("latents_dim", 40),
+        ("label_dim", 0),
+        ("data_size", 9),
+        ("num_cond_tokens", "many"),
+        ("read_write_heads", 3),
+        ("compute_heads", 5),
+    ],
+)
+def test_a_published_argument_that_is_not_known_is_refused_by_name(argument: str, value: object):
+    with pytest.raises(UserError, match=rf"{argument}\b.*{value}"):
+        published_config("CADRINTextCond", {**PUBLISHED, argument: value})
+
+
+def test_the_values_that_released_configs_write_out_are_taken():
+    written = {
+        "rw_dropout": 0.0,
+        "compute_dropout": 0,
+        "rw_stochastic_depth": 0,
+        "compute_stochastic_depth": 0,
+        "time_scaling": 1000.0,
+        "noise_embedding_type": "positional",
+        "data_positional_embedding_type": "learned",
+        "weight_init": "xavier_uniform",
+        "bias_init": "zeros",
+        "use_cond_token": True,
+        "use_biases": True,
+        "modulate_conditioning": False,
+        "use_16_bits_layer_norm": False,
+    }
+    assert shapes(**written) == shapes()
+
+
 def test_a_published_config_that_is_not_known_is_an_error():
-    good = {"data_size": 8, "use_cond_rin_block": True, "concat_cond_token_to_latents": False}
-    with pytest.raises(UserError, match="num_latents = None"):
-        published_config("RINTextCond", good)
+    some = {k: v for k, v in PUBLISHED.items() if k != "num_latents"}
+    with pytest.raises(UserError, match="num_latents is missing"):
+        published_config("RINTextCond", some)
     with pytest.raises(UserError, match="class 'RINClassCond'"):
-        published_config("RINClassCond", good)
+        published_config("RINClassCond", PUBLISHED)
+    with pytest.raises(UserError, match="unknown argument 'num_latent'; did you mean 'num_latents'"):
+        published_config("RINTextCond", PUBLISHED | {"num_latent": 3})
+    with pytest.raises(UserError, match="unknown argument 'modulate_conditioning'"):
+        published_config("RINTextCond", PUBLISHED | {"modulate_conditioning": False})
+    without = {k: v for k, v in PUBLISHED.items() if k != "use_cond_rin_block"}
+    with pytest.raises(UserError, match="use_cond_rin_block = False"):
+        published_config("RINTextCond", without)
 
 
 def test_heads_that_do_not_divide_are_an_error():

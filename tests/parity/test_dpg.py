@@ -31,4 +31,5 @@ def test_every_score_agrees(golden_files):
         assert mended.overall == scores.overall
         pictures = golden["pics"]
         assert [c.answers for c in mended.l2] == [pictures * c.answers for c in scores.l2]
-        assert (mended.l2 == scores.l2) == (pictures == 1)
+        if pictures == 1:
+            assert mended.l2 == scores.l2

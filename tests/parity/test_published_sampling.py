@@ -19,11 +19,10 @@ def schedule(name: str, parameters: str = "") -> GammaPath:
     return GammaPath(schedule=name, **({} if name in ("linear", "cosine_simple") else values))
 
 
-NAMED = {
-    "linear": schedule("linear"),
-    "sigmoid": schedule("sigmoid", "start=-3 end=3 tau=0.9"),
-    "cosine": schedule("cosine", "start=1 end=0 tau=1"),
-}
+PARAMETERS = {"sigmoid": "start=-3 end=3 tau=0.9", "cosine": "start=1 end=0 tau=1"}
+"""Of the schedules that a case names without them."""
+
+OPTIONS = {"sampler", "num_steps", "cfg_rate", "sched", "guidance_start_step", "guidance_type"}
 
 
 def test_gamma_schedules(golden_files):
@@ -43,23 +42,33 @@ def test_sampled_images(golden_files):
         network = network_of(path.parents[1] / "network" / metadata["network"])
         for case in sorted({name.split(".")[0] for name in tensors}):
             options, given = json.loads(metadata[case]), below(tensors, case)
-            out = run(network, options, float(metadata["clamp_value"]), given)
+            out = run(network, options, metadata, given)
             torch.testing.assert_close(out, given["out"], atol=1e-4, rtol=0)
             cases += 1
     assert cases
 
 
-def run(network, options: dict, clamp: float, given: dict) -> torch.Tensor:
+def run(network, options: dict, metadata: dict[str, str], given: dict) -> torch.Tensor:
     """One golden case through the library."""
+    assert options.keys() <= OPTIONS, options
     assert options["sampler"] == "ddim_sampler", options
-    steps, path = options["num_steps"], NAMED[options.get("sched", "linear")]
+    name, *written = options.get("sched", "linear").split()
+    steps, path = options["num_steps"], schedule(name, " ".join(written) or PARAMETERS.get(name, ""))
     first = options.get("guidance_start_step", 0)
-    guidance = LinearGuidance if options.get("guidance_type") == "linear" else ConstantGuidance
+    guidance = {"linear": LinearGuidance, "constant": ConstantGuidance}[
+        options.get("guidance_type", "constant")
+    ]
+    levels = dict.fromkeys(("conditional", "unconditional"))
+    levels.update(
+        (name, float(x)) for x, name in re.findall(r"([\d.]+) (\w+)", metadata.get("coherence", ""))
+    )
     config = SamplingConfig(
         sampler="ddim",
         steps=steps,
         guidance=guidance(scale=1 + options["cfg_rate"], start=max(0.0, 1 - (first + 0.5) / steps)),
-        threshold=Clamp(value=clamp),
+        threshold=Clamp(value=float(metadata.get("clamp_value", 1.2))),
+        coherence=1.0 if levels["conditional"] is None else levels["conditional"],
+        coherence_without_text=levels["unconditional"] or 0.0,
     )
     predict = sampling_predictor(
         network,

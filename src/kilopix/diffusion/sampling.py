@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from kilopix.config import Config
+from kilopix.config import Config, parse
 from kilopix.diffusion.guidance import ConstantGuidance, GuidanceConfig, Predict
 from kilopix.diffusion.paths import PathConfig, data_of_state
 from kilopix.diffusion.samplers import SAMPLERS, Denoise, FreshNoise, OnStep, SamplerName
@@ -88,21 +88,21 @@ class SamplingChanges:
     preset: PresetName | None = None
 
     def apply(self, config: SamplingConfig) -> SamplingConfig:
-        """The settings with the changes; a preset replaces all of them first."""
+        """The settings with the changes, checked; a preset replaces all of them first."""
         if self.preset is not None:
-            if self.preset not in PRESETS:
+            if not isinstance(self.preset, str) or self.preset not in PRESETS:
                 raise UserError(f"preset {self.preset!r}: {' and '.join(PRESETS)} are known.")
             config = PRESETS[self.preset]
-        scale = config.guidance.scale if self.guidance is None else self.guidance
-        negative = config.negative_prompt if self.negative_prompt is None else self.negative_prompt
-        return config.model_copy(
-            update={
-                "sampler": self.sampler or config.sampler,
-                "steps": config.steps if self.steps is None else self.steps,
-                "negative_prompt": negative,
-                "guidance": config.guidance.model_copy(update={"scale": scale}),
-            }
-        )
+        for name, value in (("steps", self.steps), ("guidance", self.guidance)):
+            if isinstance(value, bool):  # which would pass for 0 or 1
+                raise UserError(f"{name}: must be a number (got {value}).")
+        values = config.model_dump()
+        for name in ("sampler", "steps", "negative_prompt"):
+            given = getattr(self, name)
+            values[name] = values[name] if given is None else given
+        if self.guidance is not None:
+            values["guidance"]["scale"] = self.guidance
+        return parse(SamplingConfig, values, "sampling settings")
 
 
 UNCHANGED = SamplingChanges()

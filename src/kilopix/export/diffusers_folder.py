@@ -117,6 +117,8 @@ def _check_sampling(sampling: SamplingConfig) -> None:
     known = {
         "sampler": (sampling.sampler, sampling.sampler in _SAMPLERS),
         "guidance": (sampling.guidance.kind, isinstance(sampling.guidance, ConstantGuidance)),
+        # diffusers takes a scale below 1 as none; here it is a mixture of with and without text.
+        "guidance.scale": (sampling.guidance.scale, sampling.guidance.scale >= 1),
         "spacing": (sampling.spacing.kind, isinstance(sampling.spacing, EvenSpacing | FlowSpacing)),
         "threshold": (sampling.threshold.kind, isinstance(sampling.threshold, NoThreshold | Clamp)),
     }

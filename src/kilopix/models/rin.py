@@ -47,7 +47,8 @@ class RINConfig(Config):
     text_heads: int = Field(default=16, ge=1)
     text_layers: int = Field(default=2, ge=0)
     registers: int = Field(default=16, ge=0)
-    mlp_ratio: int = Field(default=4, ge=1)
+    mlp_ratio: int = Field(default=4, ge=1, description="of the latents' MLPs")
+    token_mlp_ratio: int = Field(default=4, ge=1, description="of the patch tokens' MLPs")
     coherence: bool = True
 
     @model_validator(mode="after")
@@ -59,7 +60,8 @@ class RINConfig(Config):
         ):
             if width % heads:
                 raise ValueError(
-                    f"{name} {heads} must divide the widths {self.latent_width} and {self.token_width}"
+                    f"{name} {heads} must divide latent_width {self.latent_width}"
+                    + (f" and token_width {self.token_width}" if name == "read_write_heads" else "")
                 )
         if self.latent_width % 8:
             raise ValueError(f"latent_width {self.latent_width} must be a multiple of 8")
@@ -148,6 +150,7 @@ class RIN(nn.Module):
                 config.read_write_heads,
                 config.compute_heads,
                 config.mlp_ratio,
+                config.token_mlp_ratio,
             )
             for _ in range(config.blocks)
         )
@@ -273,7 +276,7 @@ def flops_per_image(
     cond = latents * (2 + 2 * ratio) * wide**2 + 2 * latents * context * wide
     read = latents * (2 * wide * inner + 2 * ratio * wide**2) + 2 * data * narrow * inner
     think = config.layers * (latents * (4 + 2 * ratio) * wide**2 + 2 * latents**2 * wide)
-    write = data * (2 * narrow * inner + 2 * ratio * narrow**2) + 2 * latents * wide * inner
+    write = data * (2 * narrow * inner + 2 * config.token_mlp_ratio * narrow**2) + 2 * latents * wide * inner
     block = cond + read + think + write + 4 * data * latents * inner
     ends = 2 * data * channels * config.patch**2 * narrow + latents * 2 * ratio * wide**2
     return 2.0 * text, 2.0 * (config.blocks * block + ends)

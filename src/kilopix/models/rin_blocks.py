@@ -158,14 +158,21 @@ class RINBlock(nn.Module):
     """Latents read the text, read the data, think, and write to the data (RIN, section 3.2)."""
 
     def __init__(
-        self, token_width: int, latent_width: int, layers: int, heads: int, compute_heads: int, ratio: int
+        self,
+        token_width: int,
+        latent_width: int,
+        layers: int,
+        heads: int,
+        compute_heads: int,
+        ratio: int,
+        token_ratio: int,
     ):
         super().__init__()
         self.retriever_ca = CrossAttentionBlock(latent_width, token_width, heads, ratio)
         self.processer_sa = nn.ModuleList(
             SelfAttentionBlock(latent_width, compute_heads, ratio) for _ in range(layers)
         )
-        self.writer_ca = CrossAttentionBlock(token_width, latent_width, heads, ratio)
+        self.writer_ca = CrossAttentionBlock(token_width, latent_width, heads, token_ratio)
         self.retrieve_cond = CrossAttentionBlock(latent_width, latent_width, heads, ratio)
 
     def forward(

@@ -4,6 +4,8 @@ t = 0 is data, t = 1 is noise; x_t = alpha(t) x_0 + sigma(t) eps. In: prediction
 state of the next step.
 """
 
+from numbers import Integral
+
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
@@ -35,6 +37,10 @@ class KilopixScheduler(SchedulerMixin, ConfigMixin):
 
     def set_timesteps(self, num_inference_steps, device=None):
         """The times to visit, from 1 down to 0; the last is where the walk ends, no network sees it."""
+        if not isinstance(num_inference_steps, Integral) or num_inference_steps < 1:
+            raise ValueError(
+                f"num_inference_steps: must be a whole number of at least 1 (got {num_inference_steps!r})."
+            )
         even = 1 - torch.arange(num_inference_steps + 1, dtype=torch.float64) / num_inference_steps
         shift = self.config.shift
         times = shift * even / (1 + (shift - 1) * even)
