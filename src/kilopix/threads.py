@@ -1,0 +1,122 @@
+"""How threads wait for one another on a CPU, settled before torch is loaded and watched while it computes.
+
+In: the environment of a process, and the machine's load. Out: threads that look again and again where they
+have their cores to themselves, and sleep where other programs want them. How many threads there are never
+changes, and with it no result.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import MutableMapping
+from pathlib import Path
+
+SPINS = 30_000
+"""How often a waiting thread looks again before it sleeps: three quarters of a millisecond or so.
+
+The gaps between the parallel parts of a step are shorter, so that on an idle machine threads hardly ever
+sleep. OpenMP's own 300,000 are longer than a time slice: where another program has the core of one thread,
+the others look in vain, through slices in which that one could have worked. `benchmarks/busy.py` measures.
+"""
+OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+SECONDS = 1.0
+"""Between two looks at the load."""
+CROWDED, FREE = 0.3, 0.15
+"""Missing cores from which threads are taken to be in other programs' way, and up to which not any more."""
+
+
+def settle_waiting(environment: MutableMapping[str, str]) -> bool:
+    """Let waiting threads sleep soon, unless the environment says how they wait; whether it did not.
+
+    OpenMP reads it once, as torch is loaded; processes started from here inherit it. It is GNU's OpenMP that
+    knows the setting, which torch has on Linux; others pass it over.
+    """
+    if any(name in environment for name in OF_WAITING):
+        return False
+    environment["GOMP_SPINCOUNT"] = str(SPINS)
+    return True
+
+
+def settle(environment: MutableMapping[str, str]) -> None:
+    """Where the user has not said how threads wait, settle it, and watch the load from now on."""
+    if settle_waiting(environment) and sys.platform == "linux":
+        threading.Thread(target=_watch, daemon=True, name="load").start()
+
+
+def crowded(missing: float, before: bool) -> bool:
+    """Whether threads are in other programs' way where so many cores are missing; `before`: they were."""
+    return missing > (FREE if before else CROWDED)
+
+
+class SparePool:
+    """Threads of OpenMP that do nothing, but count.
+
+    With more threads than cores, OpenMP lets those that wait sleep almost at once, whatever its setting;
+    there is no other way to tell it so while it runs. Each thread of the program that computes in parallel
+    has a pool of its own, so one that does nothing else has one to spare.
+    """
+
+    def __init__(self, openmp: ctypes.CDLL) -> None:
+        self._openmp = openmp
+        self.threads: int = openmp.omp_get_max_threads()
+        self._ended: threading.Event | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the pool is there, or about to be."""
+        return self._ended is not None
+
+    def open(self) -> None:
+        """Have the pool: as many threads as OpenMP sees cores."""
+        if self._ended is None:
+            self._ended = threading.Event()
+            threading.Thread(target=self._hold, args=(self._ended,), daemon=True, name="spare").start()
+
+    def close(self) -> None:
+        """End the pool, with the thread that it belongs to."""
+        if self._ended is not None:
+            self._ended.set()
+            self._ended = None
+
+    def _hold(self, ended: threading.Event) -> None:
+        # A parallel region as compilers write it, in which each thread asks for the number of cores.
+        nothing = self._openmp.omp_get_num_procs
+        self._openmp.GOMP_parallel(nothing, None, max(2, nothing()), 0)
+        ended.wait()
+
+
+def loaded_openmp() -> ctypes.CDLL | None:
+    """GNU's OpenMP that torch has loaded; None before that, and where it has another."""
+    if "torch" not in sys.modules:
+        return None
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if "/libgomp" in path and "/torch" in path:
+            return ctypes.CDLL(path)
+    return None
+
+
+def _watch() -> None:
+    """Have a spare pool while other programs want the cores of this one's threads."""
+    pause, pool, last = threading.Event(), None, _seconds()
+    while not pause.wait(SECONDS):
+        if pool is None and (openmp := loaded_openmp()):
+            pool = SparePool(openmp)
+        now = _seconds()
+        used, mine, elapsed = (later - earlier for later, earlier in zip(now, last, strict=True))
+        last = now
+        if pool is None or elapsed > 2 * SECONDS:
+            continue  # nothing to watch yet, or this process was stopped for a while
+        missing = (used - mine) / elapsed + pool.threads - (os.cpu_count() or 1)
+        if crowded(missing, pool.is_open):
+            pool.open()
+        else:
+            pool.close()
+
+
+def _seconds() -> tuple[float, float, float]:
+    """Seconds of all cores that anyone used, that this process used, and of the clock."""
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    mine = os.times()
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system, mine.elapsed
