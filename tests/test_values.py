@@ -24,11 +24,14 @@ from kilopix.values import BadValue, label_of, texts_of
         ([], ()),
         (["A.", "B.", "A.", None, ""], ("A.", "B.")),
         (("A.", "B."), ("A.", "B.")),
-        ("['A boat.', 'It''s']", ("A boat.", "Its")),
+        ("['A boat.', 'It\\'s']", ("A boat.", "It's")),
+        ("['A boat.' 'A red boat.'\n \"It's\"]", ("A boat.", "A red boat.", "It's")),
+        ("['a', nan, None]", ("a",)),
+        ("('A.', 'B.')", ("A.", "B.")),
+        ("[]", ()),
         ('["A boat.", "B, c."]', ("A boat.", "B, c.")),
         ("[a boat] on a lake", ("[a boat] on a lake",)),
         ("[a boat]", ("[a boat]",)),
-        ("[1, 2]", ("[1, 2]",)),
         (["[x]", "['y']"], ("[x]", "['y']")),
     ],
 )
@@ -47,10 +50,19 @@ def test_texts(value, texts):
         (["A.", 3], "the number 3"),
         ([["A."]], "a list of 1"),
         (b"\xff\xfe", "not text in UTF-8"),
+        ("[1, 2]", "the number 1"),
+        ("{'en': 'A boat.'}", r"a record \(en\)"),
+        ("b'A boat.'", "a value of type bytes"),
     ],
 )
 def test_what_is_no_caption_says_what_it_is(value, what):
     with pytest.raises(BadValue, match=f"its caption is {what}"):
+        texts_of(value)
+
+
+@pytest.mark.parametrize("value", ["3", "True", "0 0.5 0.5 0.1 0.1", "a \ud83d", "?!"])
+def test_texts_without_words_are_no_captions(value):
+    with pytest.raises(BadValue, match=r"no words|half a character"):
         texts_of(value)
 
 
@@ -66,6 +78,10 @@ def test_what_is_no_caption_says_what_it_is(value, what):
         (["fox"], "fox"),
         ([3.0], "3"),
         (b"fox\n", "fox"),
+        ("['fox']", "fox"),
+        ("[]", ""),
+        ("003", "3"),
+        ("fox, dog", "fox, dog"),
         (None, ""),
         (math.nan, ""),
         ("", ""),
@@ -76,7 +92,9 @@ def test_labels(value, label):
     assert label_of(value) == label
 
 
-@pytest.mark.parametrize("value", [True, 3.5, {"id": 3}, ["fox", "cup"], [1, 2], math.inf])
+@pytest.mark.parametrize(
+    "value", [True, 3.5, {"id": 3}, ["fox", "cup"], [1, 2], math.inf, "True", "1.5", "['a', 'b']"]
+)
 def test_what_is_no_label_is_refused(value):
     with pytest.raises(BadValue, match="its label is"):
         label_of(value)

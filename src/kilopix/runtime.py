@@ -39,7 +39,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from None
 
 
@@ -68,10 +68,12 @@ def iterate_lines(path: Path) -> Iterator[Line]:
                 yield line
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not valid JSON: {error}.") from None
+    except UserError:  # which is a ValueError, too
+        raise
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}, line {number}: not valid JSON: {error}.") from None
 
 
 def read_lines(path: Path) -> list[Line]:

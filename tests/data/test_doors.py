@@ -470,12 +470,15 @@ def test_folders_that_are_splits_are_no_classes(tmp_path: Path):
     source = list_source(tmp_path, Selection.of(split="validation"))
     assert source.root == tmp_path / "val"
     (tmp_path / "val").rename(tmp_path / "boat")
+    with pytest.raises(UserError, match="holds train, which is a split and no class"):
+        list_source(tmp_path)
+    (tmp_path / "train" / "b.png").write_bytes(numbered(2))
     assert {item.class_name for item in list_source(tmp_path).items} == {
         "train",
         "boat",
     }  # a train is a thing
     (tmp_path / "boat").rename(tmp_path / "train" / "more")
-    with pytest.raises(UserError, match="holds train, which are splits"):
+    with pytest.raises(UserError, match="holds train, which is a split"):
         list_source(tmp_path)
 
 

@@ -65,7 +65,7 @@ def test_hidden_folders_are_no_items_and_loose_images_are_found(tmp_path: Path):
         (tmp_path / name).touch()
     source = class_folders(tmp_path)
     assert [item.path for item in source.items] == ["fox/1.jpg"]
-    assert source.unused == [("loose.PNG", "not in a class folder")]
+    assert source.unused == [(name, "not in a class folder") for name in ("loose.PNG", "notes.txt")]
     assert source.hidden == 1
 
 

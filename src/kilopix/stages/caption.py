@@ -80,15 +80,16 @@ def run(
 def _check_rule(pictures: Pictures, captioner: Rule | CaptionerConfig, images: Path) -> None:
     """Refuse a rule for which the source lacks what it needs of every picture, and say what would help."""
     source = pictures.source
-    if source is None or any(row.error for row in pictures.rows):
+    rows = [row for row in pictures.rows if not row.error]
+    if source is None or not rows:
         return
     has = f" Its columns are {', '.join(source.columns)}." if source.columns else ""
-    if captioner == "given" and not any(row.caption for row in pictures.rows):
+    if captioner == "given" and not any(row.caption for row in rows):
         raise UserError(
             f"{images}: has no captions: no column, record or text file beside an image called caption or "
             f"text.{has} Name the column with --caption-column, or let --captioner write captions."
         )
-    if captioner == "aio" and not any(row.class_name for row in pictures.rows):
+    if captioner == "aio" and not any(row.class_name for row in rows):
         raise UserError(
             f"{images}: does not say the class of any image, which aio captions need.{has} Name the column "
             "of labels with --label-column, or take --captioner given or model."
@@ -107,7 +108,8 @@ def redo(
     """Caption anew what the quality report finds fault with, and what got no caption; keep all else.
 
     A model is sampled at a temperature, since it would say the same again without. Of two captions the
-    one with fewer faults is kept, of equals the first.
+    one with fewer faults is kept, of equals the first. Of several captions of an image, the first is looked
+    at, and the others stay.
     """
     if isinstance(captioner, str):
         raise UserError(f"--redo: {captioner} would write the same captions again; use a model or a server.")
@@ -125,7 +127,7 @@ def redo(
     if todo:
         make = _maker(Pictures(source.root, todo, job["images"]), warm, seed, cleaning, device, None)
         made = {row.path: row for row in _make_all(make, out, job, None)}
-    rows = [made.get(row.path, row) for row in source.rows]
+    rows = [replace(made.get(row.path, row), more=row.more) for row in source.rows]
     after = _counted(
         [row if row.error == "" else old for row, old in zip(rows, source.rows, strict=True)], faults
     )

@@ -65,7 +65,7 @@ def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Sc
     except ModuleNotFoundError:
         raise UserError("fetching from the hub needs `pip install 'kilopix[hub]'`.") from None
     try:
-        stream = _saved(Path(name), split) or load_dataset(name, config, split=split, streaming=True)
+        stream = _saved(Path(name), split, config) or load_dataset(name, config, split=split, streaming=True)
     except (DatasetNotFoundError, FileNotFoundError, ValueError, OSError) as error:
         raise UserError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
     features = stream.features
@@ -79,7 +79,7 @@ def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Sc
     return stream, stream.features.arrow_schema, images[0]
 
 
-def _saved(folder: Path, split: str) -> Any:
+def _saved(folder: Path, split: str, config: str | None) -> Any:
     """The rows of a folder that `save_to_disk` wrote, as a stream; None if it is none."""
     from datasets import DatasetDict, load_from_disk  # pyright: ignore[reportMissingImports]
 
@@ -90,6 +90,10 @@ def _saved(folder: Path, split: str) -> Any:
         if split not in found:
             raise UserError(f"{folder}: has no split {split!r}; it has {', '.join(map(str, found))}.")
         found = found[split]
+    elif split != str(found.split or "train"):
+        raise UserError(f"{folder}: holds no split {split!r}, but {found.split or 'rows of no split'}.")
+    if config is not None:
+        raise UserError(f"{folder}: was saved to disk, and has no configurations; leave out --config.")
     return found.to_iterable_dataset()
 
 

@@ -111,11 +111,16 @@ def names_of_numbers(names: Sequence[str], place: Path) -> list[str]:
 
 
 def read_class_table(folder: Path) -> dict[str, str]:
-    """Folder (or label) and class name of every line of `classes.txt`, or of ImageNet's own table of them."""
+    """Folder (or label) and class name of every line of `classes.txt`, or of ImageNet's own table of them.
+
+    Lines of one word each are the names of the labels 0, 1, and so on.
+    """
     path = next((file for name in CLASS_TABLES if (file := folder / name).is_file()), None)
     if path is None:
         return {}
     lines = [(i, line.split(maxsplit=1)) for i, line in enumerate(text_lines(path), 1) if line.strip()]
+    if lines and all(len(line) == 1 for _, line in lines):  # names alone: those of the labels 0, 1, ...
+        return {str(number): class_name_of(line[0]) for number, (_, line) in enumerate(lines)}
     wrong = [i for i, line in lines if len(line) < 2]
     if wrong:
         raise UserError(f"{path}: line {wrong[0]} is not a folder or label and its class name.")
@@ -136,10 +141,17 @@ def name_folders(root: Path, folders: list[str]) -> tuple[dict[str, str], list[s
         own = {match[0]: match["name"] for match in numbered if match}
         notes = [
             f"{root}: the folders are numbered, as {folders[0]!r} is; a class is called by what follows, "
-            f"{class_name_of(own[folders[0]])!r}, and each image is taken once, whatever its number."
+            f"{class_name_of(own[folders[0]])!r}, and each image is taken once, whatever its number. "
+            f"{len(folders)} folders are {len({class_name_of(name) for name in own.values()})} classes."
         ]
     made = distinct_names([own[folder] for folder in folders])
     names = {folder: table.get(folder) or name for folder, name in zip(folders, made, strict=True)}
+    if folders and all(name.isdecimal() for name in names.values()):
+        raise UserError(
+            f"{root}: its class folders are numbers, and nothing says what {folders[0]} stands for. Put a "
+            f"file {CLASS_TABLE} into {root}, with a line '{folders[0]} NAME' for every folder, or leave "
+            "classes out with --label-column none."
+        )
     for folder, name in names.items():
         if _WORDNET_ID.fullmatch(name):
             raise UserError(

@@ -10,8 +10,13 @@ CAPTION_COLUMNS = ("caption", "text", "captions")
 CLASS_COLUMNS = ("class_name", "class", "label", "cls")
 
 
-def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
-    """The first of `names` that `columns` have, as they spell it; None if they have none of them."""
+def find_columns(columns: Iterable[str], names: Iterable[str]) -> list[str]:
+    """All of `names` that `columns` have, in the order of `names`, as they spell them."""
     columns = list(columns)
     spelled = {column.lower(): column for column in columns} | {column: column for column in columns}
-    return next((spelled[name] for name in names if name in spelled), None)
+    return [spelled[name] for name in names if name in spelled]
+
+
+def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
+    """The first of `names` that `columns` have, as they spell it; None if they have none of them."""
+    return next(iter(find_columns(columns, names)), None)

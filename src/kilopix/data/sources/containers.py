@@ -203,18 +203,39 @@ def tar_index(file: Path, stamp: tuple[int, int]) -> dict[str, tuple[int, int]]:
     with tarfile.open(file, "r:") as opened:
         for member in opened:
             links.pop(member.name, None)
-            if member.isreg():
+            if member.isreg() and not member.issparse():
                 places[member.name] = (member.offset_data, member.size)
-            elif member.islnk() and member.linkname in places:
-                places[member.name] = places[member.linkname]
-            elif member.issym():
+            elif member.islnk() or member.issym():
                 places.pop(member.name, None)
-                folder = "" if member.linkname.startswith("/") else posixpath.dirname(member.name)
-                links[member.name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+                folder = posixpath.dirname(member.name) if member.issym() else ""
+                links[member.name] = _plain_name(posixpath.join(folder, member.linkname))
+    plain = {_plain_name(name): place for name, place in places.items()}
+    named = {_plain_name(name): target for name, target in links.items()}
     for name in links:
-        target, steps = name, 0
-        while target in links and steps <= len(links):  # links may go in a ring
-            target, steps = links[target], steps + 1
-        if target in places:
-            places[name] = places[target]
+        target, steps = links[name], 0
+        while target in named and steps <= len(named):  # links may go in a ring
+            target, steps = named[target], steps + 1
+        if target in plain:
+            places[name] = plain[target]
     return places
+
+
+def _plain_name(name: str) -> str:
+    return posixpath.normpath(name)
+
+
+def unread_end(file: Path, end: int) -> str:
+    """What is wrong behind the last member of a tar file, which ends at byte `end`; nothing if it is whole.
+
+    A tar file ends with zeros; where there is something else, or nothing, members that follow are lost.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        opened.seek(end)
+        first = opened.read(512)
+        if len(first) < 512 or any(first):
+            return f"is damaged or cut off: it is read up to byte {end:,} of {size:,}, and no further"
+        while chunk := opened.read(1 << 20):
+            if any(chunk):
+                return f"goes on behind its end mark at byte {end:,} of {size:,}, which is not read"
+    return ""

@@ -78,6 +78,8 @@ def decode(content: bytes, at_least: int | None = None) -> Image.Image:
     """
     if not content:
         raise BrokenImage("an empty file")
+    if content.startswith(b"version https://git-lfs"):
+        raise BrokenImage("a pointer of Git LFS; `git lfs pull` brings the image")
     formats = FORMATS
     if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
         if not _reads_heif():

@@ -15,7 +15,7 @@ from kilopix.data.sources.containers import image_column, reference
 from kilopix.data.sources.items import SourceItem, describe
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
-from kilopix.values import BadValue
+from kilopix.values import BadValue, first_present
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,26 +31,40 @@ def parquet_pictures(
 
 
 def _pictures_of(root: Path, file: Path, selection: Selection, tally: Tally) -> list[SourceItem]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     schema = parquet_schema(file)
     image = image_column(schema, file)
-    caption, label = selection.columns_of(schema.names, file)
+    captions, labels = selection.columns_of(schema.names, file)
     spelled = selection.check(schema.names, file)
-    names = LabelNames.of(file, [root, file.parent], _label_names(schema, label) if label else None)
-    wanted = sorted({name for name in (label, caption) if name} | set(spelled.values()))
+    numbers = [names for label in labels if (names := _label_names(schema, label))]
+    names = LabelNames.of(file, [root, file.parent], numbers[0] if numbers else None)
+    wanted = sorted({*labels, *captions, *spelled.values()})
+    doubled = [name for name in wanted if schema.names.count(name) > 1]
+    if doubled:
+        raise UserError(f"{file}: has several columns called {doubled[0]!r}; rename or drop one.")
     container = file.relative_to(root).as_posix()
-    with pq.ParquetFile(file) as opened:
-        count = opened.metadata.num_rows
-        columns = opened.read(columns=wanted).to_pydict() if wanted else {}
-        outside = _rows_outside(opened, image, root, file)
+    try:
+        with pq.ParquetFile(file) as opened:
+            count = opened.metadata.num_rows
+            columns = opened.read(columns=wanted).to_pydict() if wanted else {}
+            outside = _rows_outside(opened, image, root, file)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        what = ", ".join(wanted) or "image"
+        raise UserError(
+            f"{file}: its columns {what} cannot be read ({str(error).splitlines()[0]})."
+        ) from None
     items: list[SourceItem] = []
+    known: dict[str, int] = {}
     for row in range(count):
         if tally.takes(selection, {name: columns[name][row] for name in spelled.values()}, spelled):
             place = reference(container, row)
             path, why = outside.get(row, (place, ""))
-            texts = columns[caption][row] if caption else None
-            item = describe(path, Path(path).name, texts, columns[label][row] if label else None, names)
+            if not why and known.setdefault(path, row) != row:
+                why = f"its file {path} is that of row {known[path]}, too"
+            text, label = (first_present(columns[name][row] for name in some) for some in (captions, labels))
+            item = describe(path, Path(path).name, text, label, names)
             items.append(replace(item, path=place, error=why) if why else item)
     return items
 
@@ -60,9 +74,11 @@ def _rows_outside(opened: "pq.ParquetFile", image: str, root: Path, file: Path) 
 
     So `Dataset.to_parquet` of the hub's library leaves images that are given by their paths.
     """
-    column, _, inside = image.partition(".")
-    struct = opened.schema_arrow.field(column).type
-    if not inside or struct.get_field_index("path") < 0 or not _may_lack_bytes(opened, image):
+    schema = opened.schema_arrow
+    column = image.removesuffix(".bytes")
+    if image in schema.names or schema.field(column).type.get_field_index("path") < 0:
+        return {}
+    if not _may_lack_bytes(opened, image):
         return {}
     found: dict[int, tuple[str, str]] = {}
     start = 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, find_column
+from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, find_columns
 from kilopix.errors import UserError
 
 NO_LABEL = "none"
@@ -53,7 +53,11 @@ class Condition:
         value = found if isinstance(self.value, str) else _number(found)
         if value is None or value == "":
             return None
-        return _OPERATORS[self.sign](str(value) if isinstance(self.value, str) else value, self.value)
+        if not isinstance(self.value, str):
+            return _OPERATORS[self.sign](value, self.value)
+        if self.value.lower() in ("true", "false"):  # a truth value has other capitals in every notation
+            return _OPERATORS[self.sign](str(value).lower(), self.value.lower())
+        return _OPERATORS[self.sign](str(value), self.value)
 
 
 def _number(value: object) -> float | None:
@@ -104,24 +108,30 @@ class Selection:
     def _label(self) -> str | None:
         return None if self.label_column == NO_LABEL else self.label_column
 
-    def columns_of(self, names: Sequence[str], place: Path) -> "tuple[str | None, str | None]":
-        """The columns of captions and of labels among those that a source has, None where it has none.
+    def columns_of(self, names: Sequence[str], place: Path) -> tuple[list[str], list[str]]:
+        """The columns of captions and of labels that a source has, of which the first that is filled counts.
 
         Raises `UserError` if one that was asked for is not there.
         """
         spelled = self.check(names, place)
-        caption = spelled[self.caption_column] if self.caption_column else find_column(names, CAPTION_COLUMNS)
+        captions = (
+            [spelled[self.caption_column]] if self.caption_column else find_columns(names, CAPTION_COLUMNS)
+        )
         if self.label_column is None:
-            return caption, find_column(names, CLASS_COLUMNS)
-        return caption, spelled[label] if (label := self._label()) else None
+            return captions, find_columns(names, CLASS_COLUMNS)
+        return captions, [spelled[label]] if (label := self._label()) else []
 
     def check(self, names: Iterable[str], place: Path) -> dict[str, str]:
         """The source's own spelling of every column, whatever its capitals; a lacking one is an error."""
-        spelled = {name.lower(): name for name in names}
-        for column in self.columns():
-            if column.lower() not in spelled:
-                raise UserError(f"{place}: has no column {column!r}; it has {', '.join(spelled.values())}.")
-        return {column: spelled[column.lower()] for column in self.columns()}
+        names = list(names)
+        lowered = {name.lower(): name for name in names}
+        spelled = {
+            column: column if column in names else lowered.get(column.lower()) for column in self.columns()
+        }
+        for column, name in spelled.items():
+            if name is None:
+                raise UserError(f"{place}: has no column {column!r}; it has {', '.join(names) or 'none'}.")
+        return {column: name for column, name in spelled.items() if name is not None}
 
 
 EVERYTHING = Selection()

@@ -6,12 +6,14 @@ by hand, without.
 """
 
 import csv
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kilopix.data.sources.columns import CAPTION_COLUMNS, PATH_COLUMNS, find_column
+from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, PATH_COLUMNS, find_column
+from kilopix.data.sources.items import IMAGE_ENDINGS
 from kilopix.errors import UserError
 from kilopix.runtime import iterate_lines
 
@@ -34,6 +36,8 @@ def read_table(file: Path) -> Table:
     ending = file.suffix.lower()
     if ending in DELIMITERS:
         return _separated(file, DELIMITERS[ending])
+    if ending == ".jsonl":
+        _refuse_array(file)
     lines = enumerate(iterate_lines(file) if ending == ".jsonl" else _parquet(file), 1)
     rows = [(number, _lowered(row)) for number, row in lines]
     columns = dict.fromkeys(name for _, row in rows for name in row)
@@ -52,9 +56,32 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        yield from pq.read_table(file).to_pylist()
+        columns = pq.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+    _refuse_doubles([name.lower() for name in columns if name == name.lower()], file)
+    try:
+        yield from pq.read_table(file).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise UserError(f"{file}: cannot be read ({str(error).splitlines()[0]}).") from None
+
+
+def _refuse_array(file: Path) -> None:
+    """Refuse JSON that is one list, which is no JSON lines, with what to do."""
+    try:
+        with open(file, encoding="utf-8-sig") as opened:
+            begins = opened.read(1000).lstrip()
+    except (OSError, UnicodeDecodeError):
+        return
+    if begins.startswith("["):
+        raise UserError(f"{file}: one JSON list; write its records as JSON lines, one object in each line.")
+
+
+def _refuse_doubles(columns: Sequence[str], file: Path) -> None:
+    wanted = {*PATH_COLUMNS, *CAPTION_COLUMNS, *CLASS_COLUMNS}
+    for name in columns:
+        if name in wanted and columns.count(name) > 1:
+            raise UserError(f"{file}: has {columns.count(name)} columns called {name!r}; rename or drop one.")
 
 
 def _separated(file: Path, delimiter: str) -> Table:
@@ -66,23 +93,25 @@ def _separated(file: Path, delimiter: str) -> Table:
     try:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{file}: not a text in UTF-8.") from None
+        raise UserError(f"{file}: not a text in UTF-8; save it as CSV UTF-8.") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error}).") from None
-    first = text.lstrip("\r\n").partition("\n")[0].lower()
-    if delimiter not in first:
-        delimiter = next((other for other in ";\t," if other in first), delimiter)
+    text = text.lstrip("\ufeff\r\n ")
+    if declared := re.match(r"sep=(.)\r?\n", text):  # so Excel writes and reads it
+        text, delimiter = text[declared.end() :], declared[1]
+    delimiter = _delimiter(text.partition("\n")[0], delimiter)
     records = _records(text, delimiter, file)
     if not records:
         return Table((), [])
     _, header, _ = records[0]
     columns = [name.strip().lower() for name in header]
+    _refuse_doubles(columns, file)
     unnamed = not set(columns) & {*PATH_COLUMNS, *CAPTION_COLUMNS}
     if unnamed and len(columns) >= 2 and any(len(fields) == 2 for _, fields, _ in records):
         columns = [PATH_COLUMNS[0], CAPTION_COLUMNS[0]]
     else:
         records = records[1:]
-    open_end = len(columns) == 2 and columns[0] in PATH_COLUMNS
+    open_end = len(columns) == 2 and columns[0] in PATH_COLUMNS and columns[1] not in CLASS_COLUMNS
     table = Table(tuple(columns), [])
     for number, (line, fields, error) in enumerate(records, 1):
         if len(fields) > len(columns) and not any(fields[len(columns) :]):
@@ -115,13 +144,28 @@ def _records(text: str, delimiter: str, file: Path) -> list[_Record]:
         raw: list[_Record] = [
             (i, line.split("\t"), "") for i, line in enumerate(_lines(text), 1) if line.strip()
         ]
-        regular = len({len(fields) for _, fields, _ in raw}) == 1
-        if any(error for *_, error in quoted) or (regular and len(raw) != len(quoted)):
+        wrong = [_wrong(records) for records in (raw, quoted)]
+        if wrong[0] < wrong[1] or (wrong[0] == wrong[1] == 0 and len(raw) != len(quoted)):
             return raw
     for line, _, error in quoted:
         if error == _UNCLOSED:
             raise UserError(f"{file}: the quotation mark in line {line} is never closed; close or double it.")
     return quoted
+
+
+def _wrong(records: Sequence[_Record]) -> int:
+    """How many records are no csv, or of another length than the first."""
+    return sum(bool(error) or len(fields) != len(records[0][1]) for _, fields, error in records)
+
+
+def _delimiter(first: str, usual: str) -> str:
+    """What stands between the fields of a table whose first line is this: a header, or a name and a text."""
+    for delimiter in dict.fromkeys((usual, ",", ";", "\t")):
+        fields = [field.strip().strip('"').lower() for field in first.split(delimiter)]
+        names_files = set(fields) & {*PATH_COLUMNS} or Path(fields[0]).suffix in IMAGE_ENDINGS
+        if names_files and len(fields) > 1:
+            return delimiter
+    return usual
 
 
 _UNCLOSED = "unexpected end of data"  # what the csv module calls it
@@ -130,7 +174,8 @@ _UNCLOSED = "unexpected end of data"  # what the csv module calls it
 def _parse(text: str, delimiter: str) -> list[_Record]:
     csv.field_size_limit(_LONGEST_FIELD)
     lines = (line + "\n" for line in _lines(text))  # not splitlines: a text may hold U+2028
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    spaced = delimiter != "\t" and re.search(rf'{re.escape(delimiter)} +"', text) is not None
+    reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
     records: list[_Record] = []
     while True:
         begins = reader.line_num + 1

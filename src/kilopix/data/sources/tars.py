@@ -6,10 +6,9 @@ text states and latents beside its pictures.
 """
 
 import io
-import json
 import tarfile
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,15 +21,18 @@ from kilopix.data.sources.containers import (
     reference,
     split_reference,
     tar_index,
+    unread_end,
 )
 from kilopix.data.sources.folders import LONGEST_TEXT, caption_of_record, captions_of_text, read_record
-from kilopix.data.sources.items import SourceItem, describe
+from kilopix.data.sources.items import IMAGE_ENDINGS, SourceItem, describe
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
 from kilopix.runtime import progress_bar
-from kilopix.values import BadValue
+from kilopix.values import BadValue, first_present
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "jp2", "ppm", "heic")
+PICTURES = tuple(
+    dict.fromkeys(("jpg", "jpeg", "png", "webp", *sorted(ending[1:] for ending in IMAGE_ENDINGS)))
+)
 TEXTS = ("txt", "caption", "text")
 LABELS = ("cls", "class", "label")
 RECORDS = ("json", "label.json")
@@ -58,139 +60,188 @@ def split_member(name: str) -> tuple[str, str]:
     """The key of a member and what follows its first dot, in small letters: `a/1.cls` is `a/1` and `cls`."""
     folder, slash, file = name.rpartition("/")
     key, _, ending = file.partition(".")
-    return folder + slash + key, ending.lower()
+    return (folder + slash).removeprefix("./") + key, ending.lower()
 
 
 def tar_pictures(
     root: Path, files: list[Path], selection: Selection = EVERYTHING, tally: Tally | None = None
-) -> tuple[list[SourceItem], list[tuple[str, str]]]:
-    """The wanted pictures of tar shards below `root`, in order, and the members that are passed over.
+) -> tuple[list[SourceItem], list[tuple[str, str]], int]:
+    """The wanted pictures of tar shards below `root`, what is passed over, and how many members are hidden.
 
     Conditions and captions are looked for in the samples' records.
     """
     tally = tally or Tally()
     items: list[SourceItem] = []
     unused: list[tuple[str, str]] = []
+    hidden = 0
     with progress_bar(disable=len(files) < _MANY) as bar:
         task = bar.add_task("list samples", total=len(files), note="tar files")
         for file in files:
             container = file.relative_to(root).as_posix()
-            samples, passed = _samples(file)
-            unused += [(reference(container, name), why) for name, why in passed]
+            shard = _read_shard(file)
+            hidden += shard.hidden
+            unused += [(reference(container, name) if name else container, why) for name, why in shard.passed]
             names = LabelNames.of(file, [root, file.parent])
-            spelled: dict[str, str] | None = None
-            for key, sample in samples.items():
+            records = {key: sample.record() for key, sample in shard.samples.items()}
+            fields = list(dict.fromkeys(field for record in records.values() for field in record or {}))
+            spelled = selection.check(fields, file)
+            columns = selection.columns_of(fields, file)
+            for key, sample in shard.samples.items():
+                record = records[key]
                 if sample.picture is None:
                     unused.append((reference(container, key), "a sample without a picture"))
                     continue
-                path = reference(container, sample.picture)
-                try:
-                    record = sample.record()
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    items.append(SourceItem(path, error=f"its record is damaged ({error})"))
-                    continue
-                if record and spelled is None:
-                    spelled = selection.check(list(record), file)
-                if tally.takes(selection, record, spelled or {name: name for name in selection.columns()}):
-                    items.append(_item(path, key, sample, record, selection, names))
+                place = reference(container, sample.picture)
+                if record is None:
+                    items.append(SourceItem(place, error=sample.error))
+                elif tally.takes(selection, record, spelled):
+                    items.append(_item(place, key, sample, record, columns, selection, names))
             bar.advance(task)
-    return items, unused
+    return items, unused, hidden
 
 
 @dataclass
 class _Sample:
-    """The picture's name of a sample, and the bytes of its texts, labels and records by their endings."""
+    """The picture's name of a sample, the bytes of its texts, labels and records by their endings, and why it
+    cannot be used, if so."""
 
     picture: str | None = None
     small: dict[str, bytes] = field(default_factory=dict)
+    error: str = ""
 
-    def record(self) -> dict[str, Any]:
-        """What its JSON members say."""
+    def record(self) -> dict[str, Any] | None:
+        """What its JSON members say; None if the sample cannot be used, and `error` then says why."""
         record: dict[str, Any] = {}
-        for ending in RECORDS:
-            if ending in self.small:
-                record |= read_record(self.small[ending])
-        return record
+        try:
+            for ending in RECORDS:
+                if ending in self.small:
+                    record |= read_record(self.small[ending])
+        except (ValueError, RecursionError) as error:
+            self.error = self.error or f"its record is damaged ({error})"
+        return None if self.error else record
 
 
-def _samples(file: Path) -> tuple[dict[str, _Sample], list[tuple[str, str]]]:
-    """The samples by their keys, and the members that are passed over, each with the reason."""
-    members: dict[str, tuple[str, str]] = {}
+@dataclass
+class _Shard:
+    """The samples of a tar file by their keys, what is passed over and why, and how much is hidden."""
+
+    samples: dict[str, _Sample] = field(default_factory=dict)
+    passed: list[tuple[str, str]] = field(default_factory=list)
+    hidden: int = 0
+
+
+def _read_shard(file: Path) -> _Shard:
+    shard = _Shard()
+    members: dict[str, int] = {}
     small: dict[str, bytes] = {}
-    passed: list[tuple[str, str]] = []
     try:
         places = tar_index(file, file_stamp(file))
         with tarfile.open(file, "r:") as opened:
             for member in opened:
-                key, ending = split_member(member.name)
-                if member.isdir() or key.rpartition("/")[2] == "":
+                _, ending = split_member(member.name)
+                if member.isdir():
+                    continue
+                if PurePosixPath(member.name).name.startswith(".") or "__MACOSX/" in member.name:
+                    shard.hidden += 1
                     continue
                 if member.name not in places:
-                    passed.append((member.name, _why_passed(member)))
+                    shard.passed.append((member.name, _why_passed(member)))
                     continue
                 if member.name in members:
-                    passed.append((member.name, "comes more than once; the last of the name is taken"))
-                members[member.name] = (key, ending)
+                    shard.passed.append((member.name, "comes more than once; the last of the name is taken"))
+                members[member.name] = places[member.name][1]
                 if ending in _SMALL:
                     small.pop(member.name, None)
-                    content = opened.extractfile(member)
-                    if content is not None and member.size <= LONGEST_TEXT:
+                    content = opened.extractfile(member) if members[member.name] <= LONGEST_TEXT else None
+                    if content is not None:
                         small[member.name] = content.read()
+            end = opened.offset
+        if why := unread_end(file, end):
+            shard.passed.append(("", why))
+    except PermissionError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}).") from None
     except (tarfile.TarError, OSError, KeyError) as error:
         raise UserError(
             f"{file}: not a whole tar file ({error}). Replace it or move it away; compressed ones must be "
             "unpacked to .tar first."
         ) from None
-    samples: dict[str, _Sample] = {}
+    _group(shard, members, small)
+    return shard
+
+
+def _group(shard: _Shard, members: dict[str, int], small: dict[str, bytes]) -> None:
+    """Put the members, by name and size, into the samples of their keys; name what has no place in one."""
     pictures: dict[str, list[tuple[int, str]]] = {}
+    texts: dict[str, list[tuple[int, str]]] = {}
     dotted: set[str] = set()
-    for name, (key, ending) in members.items():
+    for name, size in members.items():
+        key, ending = split_member(name)
         if not ending:
-            passed.append((name, "has no ending that says what it is"))
+            shard.passed.append((name, "has no ending that says what it is"))
             continue
-        sample = samples.setdefault(key, _Sample())
-        if name in small:
-            if ending in sample.small:
-                passed.append((name, f"the sample {key} has another {ending}"))
-            else:
-                sample.small[ending] = small[name]
+        sample = shard.samples.setdefault(key, _Sample())
+        last = ending.rpartition(".")[2]
+        if name in small and ending in sample.small:
+            shard.passed.append((name, f"the sample {key} has another {ending}"))
+        elif name in small:
+            sample.small[ending] = small[name]
+            for kinds in (TEXTS, LABELS):
+                if ending in kinds and small[name].strip():
+                    texts.setdefault(f"{key}\0{kinds[0]}", []).append((kinds.index(ending), name))
+        elif ending in _SMALL:
+            sample.error = f"its member {name} is of {size:,} bytes, no caption and no label"
         elif ending in PICTURES:
             pictures.setdefault(key, []).append((PICTURES.index(ending), name))
-        elif ending.rpartition(".")[2] in PICTURES:
-            passed.append(
-                (name, f"its key ends at the first dot, so that it is of kind {ending!r}; rename it")
-            )
-            dotted.add(key)
+        elif last in PICTURES or last in TEXTS:
+            why = f"its key ends at the first dot, so that it is of kind {ending!r}; rename it"
+            if last in PICTURES:
+                dotted.add(key)
+            shard.passed.append((name, why))
+    for found in texts.values():
+        first, *others = sorted(found)
+        shard.passed += [(name, f"{first[1]} is taken in its place") for _, name in others]
     for key, found in pictures.items():
         # Of pictures in one sample the kind that comes first is taken, of one kind the name as it is usual.
         first, *others = sorted(found, key=lambda one: (one[0], one[1] != one[1].lower()))
-        samples[key].picture = first[1]
-        passed += [(name, f"the sample's picture is {first[1]}") for _, name in others]
-    return {k: s for k, s in samples.items() if s.picture or k not in dotted}, passed
+        shard.samples[key].picture = first[1]
+        shard.passed += [(name, f"the sample's picture is {first[1]}") for _, name in others]
+    shard.samples = {k: s for k, s in shard.samples.items() if s.picture or k not in dotted}
 
 
 def _why_passed(member: tarfile.TarInfo) -> str:
+    if member.issparse():
+        return "is stored with holes (tar --sparse); pack it without"
     if member.issym() or member.islnk():
         return f"a link to {member.linkname}, which is not in this tar file"
     return "no regular file"
 
 
 def _item(
-    path: str, key: str, sample: _Sample, record: dict[str, Any], selection: Selection, names: LabelNames
+    path: str,
+    key: str,
+    sample: _Sample,
+    record: dict[str, Any],
+    columns: tuple[list[str], list[str]],
+    selection: Selection,
+    names: LabelNames,
 ) -> SourceItem:
     """What a sample's members say of its picture: a text before the record, which is before a label file."""
-    texts = [sample.small[ending] for ending in TEXTS if ending in sample.small]
-    labels = [sample.small[ending] for ending in LABELS if ending in sample.small]
-    caption, label = selection.columns_of(list(record), Path(names.place)) if record else (None, None)
     try:
-        found: object = caption_of_record(record, caption)
-        if texts and not selection.caption_column:
-            found = list(captions_of_text(texts[0], selection.caption_lines))
-        named = record.get(label) if label else None
-        if named is None and labels and selection.label_column is None:
-            named = labels[0]
-    except (BadValue, UnicodeDecodeError) as error:
+        found: object = None
+        if not selection.caption_column:
+            texts = [sample.small[ending] for ending in TEXTS if ending in sample.small]
+            read = [captions_of_text(text, selection.caption_lines) for text in texts]
+            found = first_present(list(some) for some in read)
+        if found is None:
+            found = caption_of_record(record, columns[0])
+    except BadValue as error:
+        return SourceItem(path, error=str(error))
+    except UnicodeDecodeError as error:
         return SourceItem(path, error=f"its text is damaged ({error})")
+    labels = [sample.small[ending] for ending in LABELS if ending in sample.small]
+    named = first_present(record.get(name) for name in columns[1])
+    if named is None and labels and selection.label_column is None:
+        named = labels[0]
     return describe(path, key.rpartition("/")[2], found, named, names)
 
 
