@@ -42,9 +42,8 @@ def test_a_column_without_a_name_is_neither_caption_nor_class(tmp_path: Path, in
 def test_columns_that_come_twice_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="2 columns called 'caption'"):
         table(tmp_path, "file_name,caption,caption\n1.jpg,A.,B.\n")
-    both = pa.Table.from_arrays(
-        [pa.array([numbered(1)]), pa.array(["A."]), pa.array(["B."])], ["image", "text", "text"]
-    )
+    columns = [pa.array([numbered(1)]), pa.array(["A."]), pa.array(["B."])]
+    both = pa.Table.from_arrays(columns, ["image", "text", "text"])
     (tmp_path / "hub").mkdir()
     pq.write_table(both, tmp_path / "hub" / "a.parquet")
     with pytest.raises(UserError, match="several columns called 'text'"):
@@ -257,9 +256,9 @@ def test_broken_links_to_containers_are_named_and_doubles_read_once(tmp_path: Pa
     os.symlink("/nowhere/b.tar", tmp_path / "b.tar")
     os.symlink("a.tar", tmp_path / "c.tar")
     os.symlink(tmp_path, tmp_path / "up")
-    write_tar(tmp_path / "deep" / "er" / "still" / "d.tar", {"2.png": numbered(2)}) if (
-        (tmp_path / "deep" / "er" / "still").mkdir(parents=True) is None
-    ) else None
+    deep = tmp_path / "deep" / "er" / "still"
+    deep.mkdir(parents=True)
+    write_tar(deep / "d.tar", {"2.png": numbered(2)})
     source = list_source(tmp_path)
     assert [item.path for item in source.items] == ["a.tar#1.png", "deep/er/still/d.tar#2.png"]
     why = dict(source.unused)
@@ -286,8 +285,11 @@ def test_members_that_are_no_part_of_a_sample_are_named_or_counted(tmp_path: Pat
     source = list_source(tmp_path)
     found = {item.path: item.captions for item in source.items if not item.error}
     assert found == {
-        "a.tar#./1.jpg": ("A boat.",), "a.tar#2.png": ("Two.",), "a.tar#4.jfif": (), "a.tar#5.png": ("Five.", "V.")
-    }  # fmt: skip
+        "a.tar#./1.jpg": ("A boat.",),
+        "a.tar#2.png": ("Two.",),
+        "a.tar#4.jfif": (),
+        "a.tar#5.png": ("Five.", "V."),
+    }
     assert [(i.path, "of 1,100,000 bytes" in i.error) for i in source.items if i.error] == [
         ("a.tar#3.png", True)
     ]

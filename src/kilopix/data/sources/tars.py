@@ -193,10 +193,11 @@ def _group(shard: _Shard, members: dict[str, int], small: dict[str, bytes]) -> N
         elif ending in PICTURES:
             pictures.setdefault(key, []).append((PICTURES.index(ending), name))
         elif last in PICTURES or last in TEXTS:
-            why = f"its key ends at the first dot, so that it is of kind {ending!r}; rename it"
-            if last in PICTURES:
-                dotted.add(key)
-            shard.passed.append((name, why))
+            dotted |= {key} if last in PICTURES else set()
+            bare = name.removesuffix(last)
+            if last in PICTURES or not any(bare + other in members for other in PICTURES):
+                why = f"its key ends at the first dot, so that it is of kind {ending!r}; rename it"
+                shard.passed.append((name, why))
     for found in texts.values():
         first, *others = sorted(found)
         shard.passed += [(name, f"{first[1]} is taken in its place") for _, name in others]
