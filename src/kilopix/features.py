@@ -173,5 +173,6 @@ def stored_moments(features: StoredFeatures) -> Moments:
             count = torch.tensor(made.count)
             save_file({"count": count, "mean": made.mean.cpu(), "scatter": made.scatter.cpu()}, temporary)
     stored = read_weights_file(path)
-    mean, scatter = stored["mean"].to(features.device), stored["scatter"].to(features.device)
+    device = "cpu" if features.device.startswith("mps") else features.device  # mps has no float64
+    mean, scatter = stored["mean"].to(device), stored["scatter"].to(device)
     return Moments(int(stored["count"]), mean, scatter)
