@@ -64,6 +64,17 @@ def imported() -> dict[str, str]:
     return {m: where for m, where in found.items() if m not in sys.stdlib_module_names and m != "kilopix"}
 
 
+def test_the_versions_of_python_are_told_alike():
+    prefix = "Programming Language :: Python :: "
+    versions = [text.removeprefix(prefix) for text in PROJECT["classifiers"] if text.startswith(prefix)]
+    assert versions
+    for page in ("README.md", "docs/start.md"):
+        told = re.search(r"Python ([\d.]+) or newer \(tested on ([^);]+)", (ROOT / page).read_text())
+        assert told, page
+        assert f">={told[1]}" == PROJECT["requires-python"]
+        assert re.findall(r"3\.\d+", told[2]) == versions, page
+
+
 def test_the_wheel_holds_every_file_of_the_package(wheel: Path):
     listed = subprocess.run(
         ["git", "ls-files", "src/kilopix", "recipes"], cwd=ROOT, capture_output=True, text=True, check=True
