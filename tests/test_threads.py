@@ -8,20 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from kilopix.data.parts import Parts
 from kilopix.threads import CROWDED, FREE, OF_WAITING, SPINS, crowded, settle_waiting
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux alone")
 UNSET = {name: value for name, value in os.environ.items() if name not in OF_WAITING}
 COMMAND = """
-import contextlib, sys
+import contextlib, multiprocessing, sys
 from dataclasses import dataclass
 from pathlib import Path
 
 @dataclass(frozen=True)
 class Make:
     def __call__(self, part):
+        import os
         import pyarrow as pa
-        return pa.table({"part": [part]})
+        inherited = multiprocessing.parent_process() is not None
+        return pa.table({"spins": [os.environ["GOMP_SPINCOUNT"] if inherited else "made here"]})
 
 if __name__ == "__main__":
     from kilopix.cli import main
@@ -37,7 +40,7 @@ if __name__ == "__main__":
 
 
 def as_openmp_read_it(folder: Path, workers: int, **settings: str) -> list[dict[str, str]]:
-    """The settings of every process that loaded OpenMP, as OpenMP prints them."""
+    """The settings of every process that loaded OpenMP, as OpenMP prints them; of several, they may mix."""
     (folder / "command.py").write_text(COMMAND)
     command = [sys.executable, str(folder / "command.py"), str(folder / "parts"), str(workers)]
     environment = {**UNSET, "OMP_DISPLAY_ENV": "verbose", **settings}
@@ -48,10 +51,15 @@ def as_openmp_read_it(folder: Path, workers: int, **settings: str) -> list[dict[
 
 
 @ON_LINUX
-def test_openmp_reads_the_command_lines_setting_in_every_process(tmp_path: Path):
-    read = as_openmp_read_it(tmp_path, workers=2)
-    assert len(read) == 3, "the command and its two workers load OpenMP"
-    assert {settings["GOMP_SPINCOUNT"] for settings in read} == {str(SPINS)}
+def test_openmp_reads_the_command_lines_setting(tmp_path: Path):
+    (settings,) = as_openmp_read_it(tmp_path, workers=1)
+    assert settings["GOMP_SPINCOUNT"] == str(SPINS)
+
+
+def test_workers_of_the_data_engine_see_the_command_lines_setting(tmp_path: Path):
+    as_openmp_read_it(tmp_path, workers=2)
+    made = [table["spins"].to_pylist() for table in Parts(tmp_path / "parts", 2).tables()]
+    assert made == [[str(SPINS)]] * 2
 
 
 @ON_LINUX
@@ -77,7 +85,8 @@ def test_an_environment_gets_one_setting_where_it_has_none_of_its_kind():
 def test_importing_kilopix_changes_nothing_in_a_users_process():
     code = (
         "import os, threading; before = dict(os.environ); import kilopix.cli, kilopix.threads; "
-        "from kilopix import Generator; assert dict(os.environ) == before; assert threading.active_count() == 1"
+        "from kilopix import Generator; "
+        "assert dict(os.environ) == before; assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=UNSET, timeout=300)
 
@@ -104,11 +113,11 @@ openmp = loaded_openmp()
 torch.set_num_threads(2)
 result = torch.ones(1 << 17).cumsum(0).sum()
 pool = SparePool(openmp)
-cores, before = max(2, openmp.omp_get_num_procs()), len(os.listdir("/proc/self/task"))
+before = len(os.listdir("/proc/self/task"))
 for _ in range(3):
     pool.open()
     pool.open()
-    threads_come_to(before + cores)
+    threads_come_to(before + pool.size)
     assert torch.equal(torch.ones(1 << 17).cumsum(0).sum(), result)
     assert torch.get_num_threads() == 2
     pool.close()

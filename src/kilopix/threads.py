@@ -60,6 +60,8 @@ class SparePool:
     def __init__(self, openmp: ctypes.CDLL) -> None:
         self._openmp = openmp
         self.threads: int = openmp.omp_get_max_threads()
+        # With those of the program's own pool one more than there are cores.
+        self.size = max(2, openmp.omp_get_num_procs() - self.threads + 2)
         self._ended: threading.Event | None = None
 
     @property
@@ -68,7 +70,7 @@ class SparePool:
         return self._ended is not None
 
     def open(self) -> None:
-        """Have the pool: as many threads as OpenMP sees cores."""
+        """Have the pool, unless it is there."""
         if self._ended is None:
             self._ended = threading.Event()
             threading.Thread(target=self._hold, args=(self._ended,), daemon=True, name="spare").start()
@@ -82,7 +84,7 @@ class SparePool:
     def _hold(self, ended: threading.Event) -> None:
         # A parallel region as compilers write it, in which each thread asks for the number of cores.
         nothing = self._openmp.omp_get_num_procs
-        self._openmp.GOMP_parallel(nothing, None, max(2, nothing()), 0)
+        self._openmp.GOMP_parallel(nothing, None, self.size, 0)
         ended.wait()
 
 
