@@ -5,7 +5,6 @@ themselves, and sleep where other programs want them. How many threads there are
 no result.
 """
 
-import ctypes
 import os
 import sys
 import threading
@@ -84,6 +83,8 @@ def loaded_openmp() -> Any:
     """GNU's OpenMP that torch has loaded; None before that, and where it has another."""
     if "torch" not in sys.modules:
         return None
+    import ctypes
+
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
         if "/libgomp" in path and "/torch" in path:
