@@ -1,83 +1,55 @@
-"""How threads wait: settled by the command line before torch is loaded, and left to the user otherwise."""
+"""How threads wait: watched by the command line from its start, and left to the user otherwise."""
 
 import os
-import re
 import subprocess
 import sys
-from pathlib import Path
+import threading
 
 import pytest
 
-from kilopix.threads import CROWDED, FREE, OF_WAITING, SPINS, crowded, settle_waiting
+from kilopix import threads
+from kilopix.threads import CROWDED, FREE, OF_WAITING, crowded
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="torch has GNU's OpenMP on Linux alone")
 UNSET = {name: value for name, value in os.environ.items() if name not in OF_WAITING}
 COMMAND = """
-import contextlib, sys
-from dataclasses import dataclass
-from pathlib import Path
+import contextlib, os, sys, threading
+from kilopix.cli import main
 
-@dataclass(frozen=True)
-class Make:
-    def __call__(self, part):
-        import pyarrow as pa
-        return pa.table({"part": [part]})
-
-if __name__ == "__main__":
-    from kilopix.cli import main
-    out, workers = Path(sys.argv[1]), int(sys.argv[2])
-    sys.argv = ["kilopix", "--help"]
-    with contextlib.suppress(SystemExit):
-        main()
-    assert "torch" not in sys.modules
-    from kilopix.data.parts import Parts, make_parts
-    make_parts(Parts(out, workers), Make(), "making", workers, workers)
+before = dict(os.environ)
+sys.argv = ["kilopix", "--help"]
+with contextlib.suppress(SystemExit):
+    main()
+assert "torch" not in sys.modules
+assert dict(os.environ) == before, "workers inherit it"
+print("watched" if "load" in [thread.name for thread in threading.enumerate()] else "left alone")
 """
-"""The command line, and then, in its process, a job of the data engine."""
 
 
-def as_openmp_read_it(folder: Path, workers: int, **settings: str) -> list[dict[str, str]]:
-    """The settings of every process that loaded OpenMP, as OpenMP prints them."""
-    (folder / "command.py").write_text(COMMAND)
-    command = [sys.executable, str(folder / "command.py"), str(folder / "parts"), str(workers)]
-    environment = {**UNSET, "OMP_DISPLAY_ENV": "verbose", **settings}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    printed = re.findall(r"ENVIRONMENT BEGIN(.*?)OPENMP DISPLAY ENVIRONMENT END", done.stderr, re.DOTALL)
-    return [dict(re.findall(r"(\w+) = '(.*?)'", text)) for text in printed]
+def after_a_command(**settings: str) -> str:
+    command = [sys.executable, "-c", COMMAND]
+    environment = {**UNSET, **settings}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    return done.stdout.splitlines()[-1]
 
 
 @ON_LINUX
-def test_openmp_reads_the_command_lines_setting_in_every_process(tmp_path: Path):
-    read = as_openmp_read_it(tmp_path, workers=2)
-    assert len(read) == 3, "the command and its two workers load OpenMP"
-    assert {settings["GOMP_SPINCOUNT"] for settings in read} == {str(SPINS)}
+def test_the_command_line_watches_the_load_before_torch_is_loaded():
+    assert after_a_command() == "watched"
+    assert after_a_command(OMP_NUM_THREADS="2") == "watched"
 
 
 @ON_LINUX
-@pytest.mark.parametrize(
-    ("name", "value", "spins"), [("GOMP_SPINCOUNT", "77", "77"), ("OMP_WAIT_POLICY", "PASSIVE", "0")]
-)
-def test_a_users_own_setting_is_left_alone(tmp_path: Path, name: str, value: str, spins: str):
-    (settings,) = as_openmp_read_it(tmp_path, 1, **{name: value})
-    assert settings[name] == value
-    assert settings["GOMP_SPINCOUNT"] == spins
-
-
-def test_an_environment_gets_one_setting_where_it_has_none_of_its_kind():
-    plain = {"PATH": "/bin", "OMP_NUM_THREADS": "2"}
-    assert settle_waiting(plain)
-    assert plain == {"PATH": "/bin", "OMP_NUM_THREADS": "2", "GOMP_SPINCOUNT": str(SPINS)}
-    for own in ({"GOMP_SPINCOUNT": "5"}, {"OMP_WAIT_POLICY": "active"}):
-        kept = dict(own)
-        assert not settle_waiting(kept)
-        assert kept == own
+@pytest.mark.parametrize(("name", "value"), [("GOMP_SPINCOUNT", "77"), ("OMP_WAIT_POLICY", "active")])
+def test_a_users_own_setting_is_left_alone(name: str, value: str):
+    assert after_a_command(**{name: value}) == "left alone"
 
 
 def test_importing_kilopix_changes_nothing_in_a_users_process():
     code = (
         "import os, threading; before = dict(os.environ); import kilopix.cli, kilopix.threads; "
-        "from kilopix import Generator; assert dict(os.environ) == before; assert threading.active_count() == 1"
+        "from kilopix import Generator; "
+        "assert dict(os.environ) == before; assert threading.active_count() == 1"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=UNSET, timeout=300)
 
@@ -104,11 +76,11 @@ openmp = loaded_openmp()
 torch.set_num_threads(2)
 result = torch.ones(1 << 17).cumsum(0).sum()
 pool = SparePool(openmp)
-cores, before = max(2, openmp.omp_get_num_procs()), len(os.listdir("/proc/self/task"))
+before = len(os.listdir("/proc/self/task"))
 for _ in range(3):
     pool.open()
     pool.open()
-    threads_come_to(before + cores)
+    threads_come_to(before + pool.size)
     assert torch.equal(torch.ones(1 << 17).cumsum(0).sum(), result)
     assert torch.get_num_threads() == 2
     pool.close()
@@ -120,3 +92,54 @@ pool.open()
 @ON_LINUX
 def test_a_spare_pool_comes_and_goes_and_may_be_there_at_the_end():
     subprocess.run([sys.executable, "-c", SPARE], check=True, env=UNSET, timeout=300)
+
+
+class OpenMP:
+    """Two threads on two cores, of which only the numbers are asked."""
+
+    def omp_get_max_threads(self) -> int:
+        return 2
+
+    def omp_get_num_procs(self) -> int:
+        return 2
+
+
+@ON_LINUX
+def test_the_pool_is_there_while_other_programs_want_the_cores(monkeypatch: pytest.MonkeyPatch):
+    events: list[str] = []
+    looks = iter(
+        [
+            *((0.0, 0.0, 0.0), (2.0, 2.0, 1.0)),  # this process has both cores
+            (4.0, 3.0, 2.0),  # another program has one
+            (54.0, 3.0, 30.0),  # stopped for a while, in which others had both: says nothing
+            (56.0, 4.0, 31.0),
+            (58.0, 6.0, 32.0),  # it has ended
+        ]
+    )
+
+    class Over(BaseException):
+        """No more looks."""
+
+    def look() -> tuple[float, float, float]:
+        for found in looks:
+            return found
+        raise Over
+
+    class Pool(threads.SparePool):
+        def open(self) -> None:
+            events.append("open")
+            self._ended = threading.Event()
+
+        def close(self) -> None:
+            events.append("closed")
+            self._ended = None
+
+    monkeypatch.setattr(threads, "SECONDS", 0.6)
+    monkeypatch.setattr(threads, "_seconds", look)
+    monkeypatch.setattr(threads, "_pause", lambda: None)
+    monkeypatch.setattr(threads, "SparePool", Pool)
+    monkeypatch.setattr(threads, "loaded_openmp", OpenMP)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(Over):
+        threads._watch()
+    assert events == ["closed", "open", "open", "closed"]

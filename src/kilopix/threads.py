@@ -1,47 +1,38 @@
-"""How threads wait for one another on a CPU, settled before torch is loaded and watched while it computes.
+"""How threads wait for one another on a CPU, by what else runs on the machine.
 
-In: the environment of a process, and the machine's load. Out: threads that look again and again where they
-have their cores to themselves, and sleep where other programs want them. How many threads there are never
-changes, and with it no result.
+In: the machine's load, once a second. Out: threads that look again and again where they have their cores to
+themselves, and sleep where other programs want them. How many threads there are never changes, and with it
+no result.
 """
 
-import ctypes
 import os
 import sys
 import threading
-from collections.abc import MutableMapping
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-SPINS = 30_000
-"""How often a waiting thread looks again before it sleeps: three quarters of a millisecond or so.
-
-The gaps between the parallel parts of a step are shorter, so that on an idle machine threads hardly ever
-sleep. OpenMP's own 300,000 are longer than a time slice: where another program has the core of one thread,
-the others look in vain, through slices in which that one could have worked. `benchmarks/busy.py` measures.
-"""
 OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+"""Variables by which a user says how threads wait."""
 SECONDS = 1.0
 """Between two looks at the load."""
 CROWDED, FREE = 0.3, 0.15
 """Missing cores from which threads are taken to be in other programs' way, and up to which not any more."""
 
 
-def settle_waiting(environment: MutableMapping[str, str]) -> bool:
-    """Let waiting threads sleep soon, unless the environment says how they wait; whether it did not.
+def watch_load(environment: Mapping[str, str]) -> None:
+    """From now on, let waiting threads sleep while others want their cores, unless a user's variable is set.
 
-    OpenMP reads it once, as torch is loaded; processes started from here inherit it. It is GNU's OpenMP that
-    knows the setting, which torch has on Linux; others pass it over.
+    OpenMP by itself looks 300,000 times before a thread sleeps, some milliseconds: best on an idle machine.
+    But that is longer than a time slice, so where another program has the core of one thread, the others
+    look in vain, through slices in which that one could have worked. Fewer looks cost speed on an idle
+    machine (benchmarks/log.md), and OpenMP reads their number once, so it is done while it runs. For GNU's
+    OpenMP, which torch has on Linux.
     """
-    if any(name in environment for name in OF_WAITING):
-        return False
-    environment["GOMP_SPINCOUNT"] = str(SPINS)
-    return True
-
-
-def settle(environment: MutableMapping[str, str]) -> None:
-    """Where the user has not said how threads wait, settle it, and watch the load from now on."""
-    if settle_waiting(environment) and sys.platform == "linux":
-        threading.Thread(target=_watch, daemon=True, name="load").start()
+    if sys.platform == "linux" and not any(name in environment for name in OF_WAITING):
+        threading.Thread(target=_watch_where_seen, daemon=True, name="load").start()
 
 
 def crowded(missing: float, before: bool) -> bool:
@@ -57,9 +48,11 @@ class SparePool:
     has a pool of its own, so one that does nothing else has one to spare.
     """
 
-    def __init__(self, openmp: ctypes.CDLL) -> None:
+    def __init__(self, openmp: Any) -> None:
         self._openmp = openmp
         self.threads: int = openmp.omp_get_max_threads()
+        # With those of the program's own pool one more than there are cores.
+        self.size = max(2, openmp.omp_get_num_procs() - self.threads + 2)
         self._ended: threading.Event | None = None
 
     @property
@@ -68,7 +61,7 @@ class SparePool:
         return self._ended is not None
 
     def open(self) -> None:
-        """Have the pool: as many threads as OpenMP sees cores."""
+        """Have the pool, unless it is there."""
         if self._ended is None:
             self._ended = threading.Event()
             threading.Thread(target=self._hold, args=(self._ended,), daemon=True, name="spare").start()
@@ -82,14 +75,16 @@ class SparePool:
     def _hold(self, ended: threading.Event) -> None:
         # A parallel region as compilers write it, in which each thread asks for the number of cores.
         nothing = self._openmp.omp_get_num_procs
-        self._openmp.GOMP_parallel(nothing, None, max(2, nothing()), 0)
+        self._openmp.GOMP_parallel(nothing, None, self.size, 0)
         ended.wait()
 
 
-def loaded_openmp() -> ctypes.CDLL | None:
+def loaded_openmp() -> Any:
     """GNU's OpenMP that torch has loaded; None before that, and where it has another."""
     if "torch" not in sys.modules:
         return None
+    import ctypes
+
     for line in Path("/proc/self/maps").read_text().splitlines():
         path = line.split(maxsplit=5)[-1]
         if "/libgomp" in path and "/torch" in path:
@@ -97,10 +92,16 @@ def loaded_openmp() -> ctypes.CDLL | None:
     return None
 
 
+def _watch_where_seen() -> None:
+    with suppress(OSError):  # a container may hide /proc; then waiting is left as it is
+        _watch()
+
+
 def _watch() -> None:
     """Have a spare pool while other programs want the cores of this one's threads."""
-    pause, pool, last = threading.Event(), None, _seconds()
-    while not pause.wait(SECONDS):
+    pool, last = None, _seconds()
+    while True:
+        _pause()
         if pool is None and (openmp := loaded_openmp()):
             pool = SparePool(openmp)
         now = _seconds()
@@ -113,6 +114,10 @@ def _watch() -> None:
             pool.open()
         else:
             pool.close()
+
+
+def _pause() -> None:
+    time.sleep(SECONDS)
 
 
 def _seconds() -> tuple[float, float, float]:

@@ -13,7 +13,7 @@ import typer
 from kilopix.cli import data, evaluation, training, use
 from kilopix.cli.options import Overrides, RecipeName, example
 from kilopix.errors import UserError
-from kilopix.threads import settle
+from kilopix.threads import watch_load
 
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as shells have it."""
@@ -63,7 +63,7 @@ def demo(
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
-    settle(os.environ)  # before any command imports torch
+    watch_load(os.environ)
     try:
         app()
     except UserError as error:
