@@ -131,7 +131,7 @@ def path_below(root: Path, value: object) -> str:
         or _SURROGATE.search(value)
         or any(len(os.fsencode(part)) > _LONGEST for part in value.split("/"))
     ):
-        raise BadValue(f"{ascii(value[:60])} is no name that a file can have")
+        raise BadValue(f"{value[:60]!a} is no name that a file can have")
     text = value if (root / value).is_file() else value.strip()
     if _ADDRESS.match(text):
         raise BadValue(f"{text} is an address; bring the file here and name it")
