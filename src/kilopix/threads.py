@@ -18,7 +18,7 @@ OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 """Variables by which a user says how threads wait."""
 SECONDS = 1.0
 """Between two looks at the load."""
-CROWDED, FREE = 0.3, 0.15
+CROWDED, FREE = 0.5, 0.25
 """Missing cores from which threads are taken to be in other programs' way, and up to which not any more."""
 
 
