@@ -16,6 +16,7 @@ from typing import Any
 
 OF_WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 """Variables by which a user says how threads wait."""
+_WATCH = "kilopix-load"
 SECONDS = 1.0
 """Between two looks at the load."""
 CROWDED, FREE = 0.5, 0.25
@@ -31,8 +32,10 @@ def watch_load(environment: Mapping[str, str]) -> None:
     machine (benchmarks/log.md), and OpenMP reads their number once, so it is done while it runs. For GNU's
     OpenMP, which torch has on Linux.
     """
-    if sys.platform == "linux" and not any(name in environment for name in OF_WAITING):
-        threading.Thread(target=_watch_where_seen, daemon=True, name="load").start()
+    if sys.platform != "linux" or any(name in environment for name in OF_WAITING):
+        return
+    if not any(thread.name == _WATCH for thread in threading.enumerate()):  # one is enough for a process
+        threading.Thread(target=_watch_where_seen, daemon=True, name=_WATCH).start()
 
 
 def crowded(missing: float, before: bool) -> bool:
