@@ -46,7 +46,7 @@ def walk(folder: Path, root: Path) -> Walk:
     """
     found = Walk()
     _descend(folder, root, (os.path.realpath(folder),), found)
-    found.files.sort(key=lambda path: PurePosixPath(path).parts)
+    found.files.sort(key=lambda path: path.split("/"))
     found.passed.sort()
     return found
 
@@ -57,10 +57,11 @@ def _descend(folder: Path, root: Path, above: tuple[str, ...], found: Walk) -> N
     except OSError as error:
         found.passed.append((_below(folder, root), f"a folder that cannot be read ({error.strerror})"))
         return
+    prefix = "" if folder == root else f"{_below(folder, root)}/"
     if not entries and folder != root:
         found.passed.append((_below(folder, root), "an empty folder"))
     for entry in entries:
-        path = _below(Path(entry.path), root)
+        path = f"{prefix}{entry.name}"
         kind = _kind(entry)
         if entry.name.startswith(".") or entry.name in _HIDDEN:
             found.hidden += 1
@@ -92,6 +93,14 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 def _below(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix()
+
+
+def split_ending(path: str) -> tuple[str, str]:
+    """A path without the ending of its name, and the ending in small letters; it is faster than `Path`."""
+    stem, dot, ending = path.rpartition(".")
+    if not dot or "/" in ending or not stem or stem.endswith("/"):
+        return path, ""
+    return stem, f".{ending.lower()}"
 
 
 def is_ours(root: Path, path: str) -> bool:
@@ -160,7 +169,7 @@ def _refuse_levels_above(root: Path, files: Sequence[str], folders: Sequence[str
     """Refuse a folder whose class folders lie further down: ImageNet's, or all in one that holds no image."""
     for path in files:
         parts = path.split("/")[:-1]
-        deep = next((i for i, part in enumerate(parts) if i and is_wordnet_id(part)), None)
+        deep = next((i for i, part in enumerate(parts[1:], 1) if is_wordnet_id(part)), None)
         if deep and not is_wordnet_id(parts[0]):
             inside = "/".join(parts[:deep])
             raise UserError(f"{root}: its class folders are in {inside}; give {root / inside}.")
@@ -189,9 +198,9 @@ def images_and_texts(
     """
     beside: dict[str, dict[str, str]] = {}
     for path in files:
-        pure = PurePosixPath(path)
-        if pure.suffix.lower() in (*TEXTS, RECORD):
-            beside.setdefault(str(pure.with_suffix("")), {})[pure.suffix.lower()] = path
+        key, ending = split_ending(path)
+        if ending in (*TEXTS, RECORD):
+            beside.setdefault(key, {})[ending] = path
     texts = {path for group in beside.values() for path in group.values()}
     images: list[Image] = []
     unused: list[tuple[str, str]] = []
@@ -199,10 +208,13 @@ def images_and_texts(
     for path in files:
         if path in texts:
             continue
-        key = str(PurePosixPath(path).with_suffix(""))
-        image, taken = _with_texts(root, path, beside.get(key, {}), by_line)
+        group = beside.get(split_ending(path)[0]) if beside else None
+        if group is None:
+            images.append(Image(path))
+            continue
+        image, taken = _with_texts(root, path, group, by_line)
         images.append(image)
-        for ending, text in beside.get(key, {}).items():
+        for ending, text in group.items():
             if text not in used and taken and ending in TEXTS and text != taken:
                 unused.append((text, f"the caption is taken from {PurePosixPath(taken).name}"))
             used.add(text)
