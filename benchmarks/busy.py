@@ -114,8 +114,8 @@ def work_on(work: str, name: str, folder: Path, notes: Path) -> None:
 
 def seconds_of(processes: list[subprocess.Popen]) -> tuple[float, float]:
     """Seconds of all cores that were used so far, and that these processes used."""
-    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    stats = [Path(f"/proc/{p.pid}/stat").read_text().rsplit(")", 1)[1].split() for p in processes]
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text("utf-8").split("\n", 1)[0].split()[1:])
+    stats = [Path(f"/proc/{p.pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split() for p in processes]
     own = sum(int(fields[11]) + int(fields[12]) for fields in stats)
     tick = os.sysconf("SC_CLK_TCK")
     return (user + nice + system) / tick, own / tick

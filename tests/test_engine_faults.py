@@ -155,10 +155,10 @@ def test_a_sample_that_cannot_be_read_is_named(
 
     plain = Shards.plain
 
-    def unreadable(self, i: int, short: bool = False):
+    def unreadable(self, i: int, short: bool = False, draw: int = 0):
         if i == 7:
             raise OSError(5, "Input/output error")
-        return plain(self, i, short)
+        return plain(self, i, short, draw)
 
     monkeypatch.setattr(Shards, "plain", unreadable)
     assert job(tiny_demo, tmp_path / "run").do()

@@ -88,7 +88,7 @@ def loaded_openmp() -> Any:
         return None
     import ctypes
 
-    for line in Path("/proc/self/maps").read_text().splitlines():
+    for line in Path("/proc/self/maps").read_text("utf-8").splitlines():
         path = line.split(maxsplit=5)[-1]
         if "/libgomp" in path and "/torch" in path:
             return ctypes.CDLL(path)
@@ -125,6 +125,6 @@ def _pause() -> None:
 
 def _seconds() -> tuple[float, float, float]:
     """Seconds of all cores that anyone used, that this process used, and of the clock."""
-    user, nice, system, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    user, nice, system, *_ = map(int, Path("/proc/stat").read_text("utf-8").split("\n", 1)[0].split()[1:])
     mine = os.times()
     return (user + nice + system) / os.sysconf("SC_CLK_TCK"), mine.user + mine.system, mine.elapsed
