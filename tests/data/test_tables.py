@@ -92,6 +92,18 @@ def test_a_row_that_is_no_csv_is_named_and_the_others_are_read(tmp_path: Path):
     assert "line 2 is not valid csv" in table.wrong[0][1]
 
 
+def test_a_line_that_is_no_json_is_named_and_the_others_are_read(tmp_path: Path):
+    file = tmp_path / "captions.jsonl"
+    file.write_text(
+        '{"file_name": "0.jpg"}\n{"file_name": \n\n[1]\n{"file_name": "1.jpg"}\n', encoding="utf-8"
+    )
+    table = read_table(file)
+    assert [(number, row["file_name"]) for number, row in table.rows] == [(1, "0.jpg"), (4, "1.jpg")]
+    assert [number for number, _ in table.wrong] == [2, 3]
+    assert "line 2: not valid JSON" in table.wrong[0][1]
+    assert table.wrong[1][1] == "line 4: not a JSON object"
+
+
 def test_a_quotation_mark_that_is_never_closed_is_an_error_that_names_its_line(tmp_path: Path):
     file = tmp_path / "captions.csv"
     file.write_text('file_name,caption\n0.jpg,a car\n1.jpg,"a boat\n2.jpg,a cup\n', encoding="utf-8")

@@ -6,16 +6,16 @@ by hand, without.
 """
 
 import csv
+import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, PATH_COLUMNS, find_column
 from kilopix.data.sources.items import IMAGE_ENDINGS
 from kilopix.errors import UserError
-from kilopix.runtime import iterate_lines
 
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -38,10 +38,35 @@ def read_table(file: Path) -> Table:
         return _separated(file, DELIMITERS[ending])
     if ending == ".jsonl":
         _refuse_array(file)
-    lines = enumerate(iterate_lines(file) if ending == ".jsonl" else _parquet(file), 1)
-    rows = [(number, _lowered(row)) for number, row in lines]
-    columns = dict.fromkeys(name for _, row in rows for name in row)
-    return Table(tuple(columns), rows)
+    table = Table((), [])
+    for number, row in enumerate(_json_lines(file) if ending == ".jsonl" else _parquet(file), 1):
+        if isinstance(row, str):
+            table.wrong.append((number, row))
+        else:
+            table.rows.append((number, _lowered(row)))
+    if table.wrong and not table.rows:
+        raise UserError(f"{file}, {table.wrong[0][1]}.")
+    columns = dict.fromkeys(name for _, row in table.rows for name in row)
+    return replace(table, columns=tuple(columns))
+
+
+def _json_lines(file: Path) -> Iterator[dict[str, Any] | str]:
+    """The objects of JSON lines, and in place of a line that is none, what is wrong with it."""
+    try:
+        with open(file, encoding="utf-8-sig", newline="\n") as opened:  # not splitlines: JSON may hold U+2028
+            for number, text in enumerate(opened, 1):
+                if text.strip():
+                    yield _json_line(text, number)
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{file}: cannot be read ({error}).") from None
+
+
+def _json_line(text: str, number: int) -> dict[str, Any] | str:
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        return f"line {number}: not valid JSON: {error}"
+    return line if isinstance(line, dict) else f"line {number}: not a JSON object"
 
 
 def _lowered(row: dict[str, Any]) -> dict[str, Any]:
