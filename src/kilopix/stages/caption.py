@@ -71,9 +71,10 @@ def run(
     _clean_up(out)
     made = read_manifest(out)
     several = sum(bool(row.more) for row in made.rows)
-    more = f" ({several} images have several)" if several else ""
+    more = f"; images with several captions: {several}" if several else ""
     seen = pictures.source.seen if pictures.source else len(pictures.rows)
-    say(f"{out}: {len(made.rows)} of {seen} images have a caption by {_name(captioner)}{more}.")
+    told = f"{len(made.rows)} images with captions by {_name(captioner)}"
+    say(f"{out}: {told}, of {seen} images and other files that were seen{more}.")
     return made
 
 
@@ -160,7 +161,7 @@ def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
     for note in source.notes:
         say(note)
     if source.hidden:
-        say(f"{images}: {source.hidden} hidden files and folders, which are passed over.")
+        say(f"{images}: {source.hidden} hidden (names that begin with a dot), passed over.")
     rows = [
         Row(item.path, item.class_name, item.caption, error=item.error, more=item.captions[1:])
         for item in source.items
