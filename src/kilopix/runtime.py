@@ -56,24 +56,31 @@ def write_lines(path: Path, lines: Iterable[Line]) -> None:
 
 def iterate_lines(path: Path) -> Iterator[Line]:
     """Read JSON lines one by one; a missing file or a line that is no JSON object is a `UserError`."""
-    number = 0
+    for line in lines_or_faults(path):
+        if isinstance(line, str):
+            raise UserError(f"{path}, {line}.")
+        yield line
+
+
+def lines_or_faults(path: Path) -> Iterator[Line | str]:
+    """Read JSON lines one by one; in place of a line that is no JSON object comes what is wrong with it."""
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as file:  # not splitlines: JSON may hold U+2028
             for number, text in enumerate(file, start=1):
-                if not text.strip():
-                    continue
-                line = json.loads(text)
-                if not isinstance(line, dict):
-                    raise UserError(f"{path}, line {number}: not a JSON object.")
-                yield line
+                if text.strip():
+                    yield _line_or_fault(text, number)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
-    except UserError:  # which is a ValueError, too
-        raise
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
+
+
+def _line_or_fault(text: str, number: int) -> Line | str:
+    try:
+        line = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}, line {number}: not valid JSON: {error}.") from None
+        return f"line {number}: not valid JSON: {error}"
+    return line if isinstance(line, dict) else f"line {number}: not a JSON object"
 
 
 def read_lines(path: Path) -> list[Line]:

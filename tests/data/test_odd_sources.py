@@ -69,6 +69,7 @@ def test_csv_as_excel_and_people_write_it(tmp_path: Path):
     for text in (
         'file_name, caption\n1.jpg, "a boat, red"\n',
         "sep=;\nfile_name;caption\n1.jpg;a boat, red\n",
+        "sep=|\nfile_name|caption\n1.jpg|a boat, red\n",
         "file_name;caption\n1.jpg;a boat, red\n",
         "1.jpg;a boat, red\n",
         "1.jpg\ta boat, red\n",
@@ -218,6 +219,8 @@ def test_a_table_of_images_in_splits_is_one_too(tmp_path: Path):
     (tmp_path / "metadata.csv").write_text("file_name,caption\ntrain/1.jpg,A.\ntest/2.jpg,B.\n")
     assert read(tmp_path) == ["train/1.jpg"]
     assert read(tmp_path, "test") == ["test/2.jpg"]
+    (tmp_path / "metadata.csv").write_text("file_name,caption\ntrain/1.jpg,A.\nboat/2.jpg,B.\n")
+    assert read(tmp_path) == ["train/1.jpg", "boat/2.jpg"]  # a train is a thing
 
 
 # Files that are lost, damaged, or there twice

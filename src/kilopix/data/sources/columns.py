@@ -1,6 +1,6 @@
 """The columns and fields that hold what kilopix wants to know of an image, whatever their capitals.
 
-In: the names that a table, a record or a Parquet file has. Out: the one that is meant.
+In: the names that a table, a record or a Parquet file has. Out: those that are meant.
 """
 
 from collections.abc import Iterable
@@ -15,8 +15,3 @@ def find_columns(columns: Iterable[str], names: Iterable[str]) -> list[str]:
     columns = list(columns)
     spelled = {column.lower(): column for column in columns} | {column: column for column in columns}
     return [spelled[name] for name in names if name in spelled]
-
-
-def find_column(columns: Iterable[str], names: Iterable[str]) -> str | None:
-    """The first of `names` that `columns` have, as they spell it; None if they have none of them."""
-    return next(iter(find_columns(columns, names)), None)

@@ -21,7 +21,7 @@ from kilopix.values import BadValue, first_present, texts_of
 TEXTS = (".txt", ".caption")
 RECORD = ".json"
 SIDE_FILES = {".json", ".jsonl", ".csv", ".tsv", ".md", ".rst", ".html", ".xml", ".yaml", ".yml", ".toml"}
-SIDE_FILES |= {".npz", ".npy", ".log", ".py", ".sh", ".pdf", ".ds_store", ".txt", ".caption"}
+SIDE_FILES |= {".npz", ".npy", ".log", ".py", ".sh", ".pdf", ".txt", ".caption"}
 """Endings of files that are no images; what ends otherwise is tried, and named if it is none."""
 OURS = {*CLASS_TABLES, "scenes.jsonl"}
 _HIDDEN = {"__MACOSX", "Thumbs.db", "desktop.ini"}

@@ -65,8 +65,14 @@ def take_split(root: Path, files: Sequence[Path], asked: str | None) -> tuple[li
 
 
 def take_split_of_paths(root: Path, paths: Sequence[str], asked: str | None) -> tuple[list[str], list[str]]:
-    """The same of images that a table names, by the folders that they lie in."""
-    return _take(root, paths, [split_of_folder(path.partition("/")[0]) for path in paths], asked)
+    """The same of images that a table names, by the folders that they lie in.
+
+    One split among other folders is taken for a class, as it is where folders are classes.
+    """
+    splits = [split_of_folder(path.partition("/")[0]) for path in paths]
+    if asked is None and len({split for split in splits if split}) < 2:
+        return list(paths), []
+    return _take(root, paths, splits, asked)
 
 
 def _take(

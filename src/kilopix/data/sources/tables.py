@@ -6,16 +6,16 @@ by hand, without.
 """
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, PATH_COLUMNS, find_column
+from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, PATH_COLUMNS, find_columns
 from kilopix.data.sources.items import IMAGE_ENDINGS
 from kilopix.errors import UserError
+from kilopix.runtime import lines_or_faults
 
 DELIMITERS = {".tsv": "\t", ".csv": ","}
 ENDINGS = (".tsv", ".csv", ".jsonl", ".parquet")
@@ -39,7 +39,7 @@ def read_table(file: Path) -> Table:
     if ending == ".jsonl":
         _refuse_array(file)
     table = Table((), [])
-    for number, row in enumerate(_json_lines(file) if ending == ".jsonl" else _parquet(file), 1):
+    for number, row in enumerate(lines_or_faults(file) if ending == ".jsonl" else _parquet(file), 1):
         if isinstance(row, str):
             table.wrong.append((number, row))
         else:
@@ -48,25 +48,6 @@ def read_table(file: Path) -> Table:
         raise UserError(f"{file}, {table.wrong[0][1]}.")
     columns = dict.fromkeys(name for _, row in table.rows for name in row)
     return replace(table, columns=tuple(columns))
-
-
-def _json_lines(file: Path) -> Iterator[dict[str, Any] | str]:
-    """The objects of JSON lines, and in place of a line that is none, what is wrong with it."""
-    try:
-        with open(file, encoding="utf-8-sig", newline="\n") as opened:  # not splitlines: JSON may hold U+2028
-            for number, text in enumerate(opened, 1):
-                if text.strip():
-                    yield _json_line(text, number)
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{file}: cannot be read ({error}).") from None
-
-
-def _json_line(text: str, number: int) -> dict[str, Any] | str:
-    try:
-        line = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        return f"line {number}: not valid JSON: {error}"
-    return line if isinstance(line, dict) else f"line {number}: not a JSON object"
 
 
 def _lowered(row: dict[str, Any]) -> dict[str, Any]:
@@ -145,7 +126,7 @@ def _separated(file: Path, delimiter: str) -> Table:
             fields = [fields[0], delimiter.join(fields[1:])]
         if error or len(fields) != len(columns):
             found = f"{len(fields)} fields, and the header names {len(columns)} columns"
-            hint = f"; a text with {_NAMES[delimiter]} in it needs quotation marks around it"
+            hint = f"; a text with {delimiter!r} in it needs quotation marks around it"
             more = hint if len(fields) > len(columns) else ""
             table.wrong.append((number, error or f"line {line} has {found}{more}"))
         else:
@@ -153,7 +134,6 @@ def _separated(file: Path, delimiter: str) -> Table:
     return table
 
 
-_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _Record = tuple[int, Sequence[str], str]
 """The line that a record begins on, its fields, and what is wrong with it."""
 
@@ -223,8 +203,8 @@ def _lines(text: str) -> list[str]:
 
 def path_column(table: Table, file: Path) -> str:
     """The column of file names of a table; `UserError` if it has none."""
-    found = find_column(table.columns, PATH_COLUMNS)
-    if found is None:
+    found = find_columns(table.columns, PATH_COLUMNS)
+    if not found:
         has = ", ".join(table.columns)
         raise UserError(f"{file}: needs a column of file names, called {PATH_COLUMNS[0]}; it has {has}.")
-    return found
+    return found[0]
