@@ -23,7 +23,7 @@ from kilopix.data.manifest import (
 )
 from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.quality import Fault, examine
-from kilopix.data.sources import EVERYTHING, Selection, Source, list_source
+from kilopix.data.sources import EVERYTHING, Selection, Source, list_source, tell_classes
 from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
 from kilopix.runtime import remove_folder, say, sha256_of_file, sha256_of_text
@@ -160,6 +160,8 @@ def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
         say(f"{images}: {source.tally}.")
     for note in source.notes:
         say(note)
+    if classes := tell_classes(item.class_name for item in source.items if not item.error):
+        say(f"{images}: {classes}.")
     if source.hidden:
         say(f"{images}: {source.hidden} hidden (names that begin with a dot), passed over.")
     rows = [

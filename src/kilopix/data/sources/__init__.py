@@ -1,6 +1,6 @@
 """Where pictures come from: folders and containers of pictures, each opened in the same way."""
 
-from kilopix.data.sources.classes import class_name_of, synonyms
+from kilopix.data.sources.classes import class_name_of, synonyms, tell_classes
 from kilopix.data.sources.containers import BrokenImage, read_bytes, reference, split_reference
 from kilopix.data.sources.folders import class_folders
 from kilopix.data.sources.items import Source, SourceItem
@@ -28,5 +28,6 @@ __all__ = [
     "split_reference",
     "square",
     "synonyms",
+    "tell_classes",
     "window",
 ]

@@ -4,6 +4,7 @@ In: names of folders and files, and labels. Out: names that a caption can use.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -200,3 +201,21 @@ class LabelNames:
             f"{CLASS_TABLE} into {self.place.parent}, with a line '{number} NAME' for every label, or leave "
             "labels out with --label-column none."
         )
+
+
+def tell_classes(names: Iterable[str], shown: int = 6) -> str:
+    """The classes of images in one line, `2 classes: cat (3 images), dog (1)`; empty where none has one.
+
+    So that whoever captions sees at once that a folder was taken for a class that is none.
+    """
+    counts = Counter(names)
+    without = counts.pop("", 0)
+    if not counts:
+        return ""
+    first, *others = sorted(counts.items())[:shown]
+    told = [f"{first[0]} ({first[1]} {'image' if first[1] == 1 else 'images'})"]
+    told += [f"{name} ({count:,})" for name, count in others]
+    more = [f"and {len(counts) - shown:,} more"] if len(counts) > shown else []
+    kinds = f"{len(counts):,} {'class' if len(counts) == 1 else 'classes'}"
+    left = f"; {without:,} of no class" if without else ""
+    return f"{kinds}: {', '.join([*told, *more])}{left}"
