@@ -19,7 +19,7 @@ from torch import Tensor
 from kilopix.config import Config, parse
 from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.paths import GammaPath, PathConfig
-from kilopix.model_files import find_weights, read_released
+from kilopix.model_files import CODEC_PREFIX, SHIPPED_MODEL, find_weights, read_released
 from kilopix.models.published import load_published
 from kilopix.models.rin import RIN, RINConfig
 from kilopix.network import empty_network
@@ -90,7 +90,7 @@ def beginning(
     if begun:
         header["started_from"] = before
         return None
-    source = read_source(find_weights(_existing(recipe.training.start_from)))
+    source = read_source(find_weights(_known(recipe.training.start_from)))
     header["started_from"] = source.record()
     if before and before["sha256"] != header["started_from"]["sha256"]:
         raise UserError(
@@ -103,19 +103,25 @@ def beginning(
     return grafted.weights
 
 
-def _existing(name: str) -> Path:
-    if not (path := Path(name).expanduser()).exists():
-        raise UserError(
-            f"training.start_from={name}: not there. The recipe begins from another run: train that first, "
-            "give its folder by --start-from, or begin from nothing by --start-from ''."
-        )
-    return path
+def _known(name: str) -> Path | str:
+    """The name of the installed model, or a path that exists."""
+    if name == SHIPPED_MODEL:
+        return name
+    if (path := Path(name).expanduser()).exists():
+        return path
+    raise UserError(
+        f"training.start_from={name}: not there. The recipe begins from another run: train that first, give "
+        f"its folder by --start-from (or `{SHIPPED_MODEL}`, the installed model), or begin from nothing by "
+        "--start-from ''."
+    )
 
 
 def read_source(weights: Path) -> Source:
     """Read a weights file of kilopix, or a released CAD-I with its `config.json` beside it."""
     tensors, header = read_weights(weights)
     if "recipe" in header:
+        # Weights may carry their codec; the shards of the new run have their own, which is held against it.
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(CODEC_PREFIX)}
         recipe = parse(Recipe, header["recipe"], f"{weights}: recipe in the header")
         shape = Shape.of(recipe, header["latent_channels"], header["text_width"])
         return Source(weights, tensors, shape, recipe.objective, header["images_seen"], header)
