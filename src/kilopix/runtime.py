@@ -1,4 +1,4 @@
-"""What every stage needs from the machine: devices, seeds, files written whole, hashes, progress."""
+"""What every stage needs from the machine: devices, seeds, files written whole, hashes."""
 
 import hashlib
 import json
@@ -146,29 +146,6 @@ def pick_device(name: str = "auto") -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
-
-
-def progress_bar(disable: bool = False):
-    """A rich progress bar with rate and time left; add tasks with `total` and `unit=`."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        disable=disable,
-    )
 
 
 def say(text: str) -> None:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from kilopix.data.parts import JOB, open_job
 from kilopix.data.sources.listing import SAVED
-from kilopix.runtime import atomic_path, progress_bar, read_json, say, write_json
+from kilopix.progress import Progress
+from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -39,13 +40,12 @@ def run(
     stream, schema, image = _open_stream(name, split, config)
     files = list(takewhile(Path.exists, (_file(out, split, i) for i in count())))
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    with progress_bar() as bar:
-        task = bar.add_task("fetch", total=limit, completed=rows, note="rows")
+    with Progress("fetch", limit, rows, "row") as shown:
         coming = iter(islice(stream.skip(rows), None if limit is None else max(0, limit - rows)))
         for number, table in enumerate(_tables(coming, schema, image), len(files)):
             _write(_file(out, split, number), table)
             rows += len(table)
-            bar.advance(task, len(table))
+            shown.advance(len(table))
     if not rows:
         raise UserError(f"{name}: its split {split} holds no row.")
     write_json(out / DONE, {"rows": rows} | read_json(out / JOB))

@@ -40,7 +40,7 @@ def run(
     parts = LineParts(folder, -(-len(texts) // PER_PART))
     # A server is asked many things at once by one process.
     where = ["cpu"] if model.kind == "server" else [pick_device(device) for device in devices]
-    make_lines(parts, Lengthen(texts, model), "lengthen", len(texts), where)
+    make_lines(parts, Lengthen(texts, model), "lengthen", len(texts), where, "prompt")
     lines = list(parts.lines())
     models = {line["model_fingerprint"] for line in lines}
     if len(models) > 1:

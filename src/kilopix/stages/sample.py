@@ -12,7 +12,8 @@ from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
 from kilopix.generator import Generator
-from kilopix.runtime import progress_bar, read_json, say, write_json
+from kilopix.progress import Progress
+from kilopix.runtime import read_json, say, write_json
 from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
@@ -103,16 +104,11 @@ def _make_missing(
     generator: Generator, jobs: list[_Job], files: list[Path], settings: list[SamplingConfig]
 ) -> None:
     missing = [i for i, file in enumerate(files) if not file.exists()]
-    with progress_bar() as bar:
-        task = bar.add_task("sample", total=len(files), completed=len(files) - len(missing), note="")
+    with Progress("sample", len(files), len(files) - len(missing)) as shown:
         for sampling in settings:
             alike = [i for i in missing if jobs[i].sampling is sampling]
-            for start in range(0, len(alike), BATCH):
-                batch = alike[start : start + BATCH]
-                images = generator.generate([(jobs[i].prompt, jobs[i].seed) for i in batch], sampling, BATCH)
-                for i, image in zip(batch, images, strict=True):
-                    save_png(image, files[i])
-                bar.advance(task, len(batch))
+            wanted = [(files[i], jobs[i].prompt, jobs[i].seed) for i in alike]
+            generator.write(wanted, sampling, BATCH, shown)
 
 
 def _contact_sheet(images: list[Any], prompts: Sequence[str], seeds: Sequence[int], sweep: Sweep) -> Any:

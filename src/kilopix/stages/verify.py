@@ -7,7 +7,8 @@ from pathlib import Path
 
 from kilopix.data.shards import read_index
 from kilopix.data.verify import verify
-from kilopix.runtime import progress_bar, say
+from kilopix.progress import Progress
+from kilopix.runtime import say
 from kilopix.types import UserError
 
 SHOWN = 20
@@ -16,9 +17,8 @@ SHOWN = 20
 def run(shards: Path) -> None:
     """Check hashes, counts, sizes and finiteness of all files; a fault is a `UserError`."""
     index = read_index(shards)
-    with progress_bar() as bar:
-        task = bar.add_task("verify", total=len(index.files), note="files")
-        findings = verify(shards, lambda: bar.advance(task))
+    with Progress("verify", len(index.files), unit="file") as shown:
+        findings = verify(shards, shown.advance)
     for fault in findings.faults[:SHOWN]:
         say(f"  {fault}")
     if findings.faults:
