@@ -19,6 +19,7 @@ from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
 from kilopix.network import Network, blocks_of, build_network, shards_of
 from kilopix.progress import Progress as Shown
+from kilopix.progress import working
 from kilopix.recipe import Recipe
 from kilopix.runtime import say
 from kilopix.step import StepBatch, StepLoader, StepLoss, on_device, synthetic_batch
@@ -272,7 +273,8 @@ class Stretch:
         """Validate, sample, score, store: what is due; the time for it is not training's."""
         run, started = self.run, time.perf_counter()
         self.watchdog.aside("validating, sampling or scoring")
-        with self.shown.paused():
+        quiet = not run.processes.main
+        with self.shown.paused(), working("validate, sample or score", quiet):
             run.watch.step(run.network, run.average, before, run.images_seen)
         self._since += time.perf_counter() - started
 

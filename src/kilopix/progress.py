@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from kilopix.english import plural
 from kilopix.runtime import say
@@ -31,6 +31,11 @@ _SHORTEST, _LONG = 5.0, 60.0
 _HELD, _APART = 8, 0.25
 _BAR, _GAP = 10, "  "
 _PER = (("s", 1), ("min", 60), ("h", 3600))
+
+
+Value = TypeVar("Value")
+_shown: "list[Progress]" = []
+"""Those that were entered and not left; the last is the one that is shown."""
 
 
 def now() -> float:
@@ -77,9 +82,13 @@ class Progress:
         self._live = None if quiet else _live(self)
 
     def __enter__(self) -> "Progress":
-        if self._live is not None:
-            self._live.start()
-        elif not self._quiet:
+        if self._quiet:
+            return self
+        if _shown:
+            _shown[-1]._show(False)
+        _shown.append(self)
+        self._show(True)
+        if self._live is None:
             threading.Thread(target=self._beat, daemon=True).start()
         return self
 
@@ -87,8 +96,18 @@ class Progress:
         with self._lock:
             self._ended = now()
             self._stop.set()
+        if self._quiet:
+            return
+        self._show(False)
+        _shown.remove(self)
+        if _shown:
+            _shown[-1]._show(True)
+
+    def _show(self, shown: bool) -> None:
+        """Be the one that is shown, or let another be."""
+        self._held = not shown
         if self._live is not None:
-            self._live.stop()
+            (self._live.start if shown else self._live.stop)()
 
     def advance(self, count: float = 1) -> None:
         """So much more is finished."""
@@ -106,18 +125,13 @@ class Progress:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Inside, other work may show progress of its own, and time does not count."""
-        began, self._held = now(), True
-        if self._live is not None:
-            self._live.stop()
+        """Inside is other work, whose time does not count."""
+        began = now()
         yield
         with self._lock:
             aside = now() - began
             self._started += aside
             self._points = deque((at + aside, done) for at, done in self._points)
-            self._held = False
-        if self._live is not None:
-            self._live.start()
 
     @property
     def rate(self) -> float | None:
@@ -251,7 +265,7 @@ def _live(shown: Progress):
     console = Console()
     if not sys.stdout.isatty() or not console.is_terminal or console.is_dumb_terminal:
         return None
-    return Live(shown, console=console, refresh_per_second=5)
+    return Live(shown, console=console, refresh_per_second=5, transient=not shown._unit)
 
 
 def _whole(count: float) -> str:
@@ -262,6 +276,17 @@ def _cut(text: str, room: int) -> str:
     return text if len(text) <= room else text[: max(0, room - 1)].rstrip() + "…"
 
 
-def working(title: str) -> Progress:
-    """Progress of something of which there is no count: its name, and the time that it takes."""
-    return Progress(title, None, unit="")
+@contextmanager
+def working(title: str, quiet: bool = False) -> Iterator[None]:
+    """Inside, or in a function decorated with it, is work of which there is no count: its name is shown, and
+    the time that it takes."""
+    with Progress(title, None, unit="", quiet=quiet):
+        yield
+
+
+def track(values: Sequence[Value], title: str, unit: str = "image") -> Iterator[Value]:
+    """The values one by one, each counted when the next is asked for."""
+    with Progress(title, len(values), unit=unit) as shown:
+        for value in values:
+            yield value
+            shown.advance()

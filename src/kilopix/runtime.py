@@ -11,6 +11,8 @@ from typing import Any
 from kilopix.errors import UserError
 
 _CHUNK = 1 << 20
+SPEAKERS = ("MainProcess", "worker 0")
+"""Of the processes that do the same, the names of those that say what they do."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from kilopix.data.duplicates import near_duplicates, words_of
 from kilopix.data.sources.classes import synonyms
 from kilopix.english import plural
-from kilopix.progress import Progress
+from kilopix.progress import Progress, working
 
 Fault = Literal["empty", "truncated", "loop", "refusal", "duplicate", "class_absent"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -131,7 +131,9 @@ def examine(captions: Sequence[str], classes: Sequence[str], threshold: float = 
         for i, (caption, name) in enumerate(zip(captions, classes, strict=True)):
             found[i] = faults_of(caption, name)
             shown.advance()
-    for group in near_duplicates(captions, threshold):
+    with working("look for near duplicates"):
+        groups = near_duplicates(captions, threshold)
+    for group in groups:
         for i in group[1:]:
             if found[i] != ["empty"]:
                 found[i].append("duplicate")

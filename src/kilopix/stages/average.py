@@ -6,6 +6,7 @@ In: a run that was trained with `training.average.kind = "power"`. Out: a safete
 
 from pathlib import Path
 
+from kilopix.progress import working
 from kilopix.runtime import say
 from kilopix.training.checkpoint import save_tensors
 from kilopix.training.posthoc import WIDEST, Profile
@@ -28,7 +29,8 @@ def run(run_folder: Path, sigma_rel: float, at: int | None = None, out: Path | N
         )
     images = nearest_moment(list(stored), at)
     out = out or run_folder / f"average-{sigma_rel:g}.safetensors"
-    tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
+    with working("average"):
+        tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
     save_tensors(out, tensors, header)
     count = sum(profile.images <= images for profile in stored)
     say(

@@ -14,6 +14,7 @@ from kilopix.evaluation.comparison import Entry, Row, Unlike, differs, rows, unl
 from kilopix.evaluation.protocol import Score, read_card
 from kilopix.evaluation.published import Published, read_published
 from kilopix.evaluation.statistics import Interval, Observations, bootstrap, observe
+from kilopix.progress import working
 from kilopix.runtime import atomic_path, read_lines, say
 from kilopix.types import UserError
 
@@ -49,7 +50,8 @@ def run(cards: Sequence[Path], out: Path, allow_unlike: bool = False, published:
             f"these scores do not compare: their protocols differ in {shown}. "
             "--allow-unlike puts them in one table all the same and marks the differences."
         )
-    found = rows(entries)
+    with working("test the differences"):
+        found = rows(entries)
     if len(entries) > 1 and not any(sum(score is not None for score in row.scores) > 1 for row in found):
         raise UserError("no two of these cards have a score of the same name.")
     tables = [_scores_table(entries, found, bool(different)), _protocol_table(entries, different)]

@@ -197,6 +197,7 @@ def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
+@working("compute intervals")
 def _task_scores(results: Results) -> list[Score]:
     """The mean of the tasks first, then every task, then the colour tasks by seen and unseen pairs."""
     whole = bootstrap(observations(results))

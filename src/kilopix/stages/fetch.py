@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kilopix.data.parts import JOB, open_job
 from kilopix.data.sources.listing import SAVED
-from kilopix.progress import Progress
+from kilopix.progress import Progress, working
 from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
 
@@ -57,6 +57,7 @@ def _file(out: Path, split: str, number: int) -> Path:
     return out / f"{split}-{number:05d}.parquet"
 
 
+@working("open the data set")
 def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Schema", str]:
     """The rows as they come, their columns, and the name of the column of pictures."""
     try:

@@ -177,7 +177,8 @@ def _compare(work: Work, name: str) -> dict[str, float]:
         assert real is not None
         moments = stored_moments(real)
     distance = "FID" if name == "inception" else "Frechet distance"
-    values = {distance: frechet_distance(moments, stored_moments(fake))}
+    with working(f"{name}, {distance}"):
+        values = {distance: frechet_distance(moments, stored_moments(fake))}
     if real is None:
         return values
     with working(f"{name}, KID"):

@@ -11,6 +11,7 @@ from kilopix.budget import IMAGENET, Budget, Encoded, Memory, Speed, measured_sp
 from kilopix.data.checked_batches import mean_text_tokens
 from kilopix.data.shards import Shards
 from kilopix.hardware import Device, Precision, device_named, this_device
+from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import pick_device, say
 from kilopix.types import UserError
@@ -126,7 +127,8 @@ def _memory(memory: Memory, precision: Precision, kind: Device | None) -> str:
 def _time(budget: Budget, question: Question, here: str | None, kind: Device | None, micro: int) -> str:
     """Hours, and where the utilisation comes from."""
     if question.utilisation is None and here is not None:
-        speed: Speed = measured_speed(budget, here, micro)
+        with working("measure some steps"):
+            speed: Speed = measured_speed(budget, here, micro)
         hours = budget.recipe.training.images / speed.images * speed.seconds / 3600
         share = f", {speed.utilisation:.0%} of the peak" if speed.utilisation else ""
         rate = speed.images / speed.seconds

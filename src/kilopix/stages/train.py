@@ -23,6 +23,7 @@ from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.engine import CHECKPOINTS, go_on_from, start, train
 from kilopix.graft import beginning
 from kilopix.network import build_network, training_flops_per_image
+from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
 from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_weights
@@ -99,11 +100,12 @@ def _run(
     if recipe.training.verify_shards:
         _verify(shards, processes)
     newest = processes.once(lambda: newest_checkpoint(out / CHECKPOINTS))
-    state = start(recipe, shards, out, header, processes, weights, newest)
-    if newest:
-        go_on_from(state, newest)
-        if processes.main:
-            say(f"{out}: going on from {state.images_seen:,} images.")
+    with working("prepare the network", quiet=not processes.main):
+        state = start(recipe, shards, out, header, processes, weights, newest)
+        if newest:
+            go_on_from(state, newest)
+    if newest and processes.main:
+        say(f"{out}: going on from {state.images_seen:,} images.")
     if processes.main:
         cut_log(out / LOG, state.images_seen)
     finished = train(state, validation, score)
@@ -165,7 +167,7 @@ def _verify(shards: Shards, processes: Processes) -> None:
     files = list(shards.index.files.items())[processes.rank :: processes.count]
     problem = None
     try:
-        check_hashes(shards.folder, dict(files))
+        check_hashes(shards.folder, dict(files), quiet=not processes.main)
     except UserError as error:
         problem = str(error)
     if found := [text for text in processes.gather(problem) if text]:

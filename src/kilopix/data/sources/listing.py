@@ -19,6 +19,7 @@ from kilopix.data.sources.splits import folder_of_split, take_split
 from kilopix.data.sources.tables import ENDINGS
 from kilopix.data.sources.tars import tar_pictures
 from kilopix.errors import UserError
+from kilopix.progress import working
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 SAVED = ("dataset_dict.json", "state.json")
@@ -26,6 +27,7 @@ SAVED = ("dataset_dict.json", "state.json")
 _GENERIC = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "dataset", "all"}
 
 
+@working("list images")
 def list_source(place: Path, selection: Selection = EVERYTHING) -> Source:
     """The pictures of a folder: of class folders, a captions file, Parquet or tar files, or images alone.
 
