@@ -107,8 +107,9 @@ def device_named(name: str) -> Device:
         if device.name == wanted:
             return device
     names = [device.name for device in DEVICES]
-    near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = [one for one in names if wanted in one.split("-") or (len(wanted) > 2 and one.startswith(wanted))]
+    near = near or difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise UserError(f"device {name!r} is not known; {hint}Known are {', '.join(names)}.")
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 FIRST_LINE, EVERY = 5.0, 60.0
 """Seconds to the first line where there is no terminal, and between those that follow."""
+BEAT = 1.0
+"""Seconds after which the clock is looked at again while nothing is finished."""
 WINDOW = 60.0
 """Seconds over which the rate is taken, or longer where little is finished in that time."""
 _FEWEST = 3
@@ -38,19 +40,19 @@ _shown: "list[Progress]" = []
 """Those that were entered and not left; the last is the one that is shown."""
 
 
-def now() -> float:
+def now() -> int | float:
     """Seconds of a clock that never goes back."""
     return time.monotonic()
 
 
-def clock(seconds: float) -> str:
+def clock(seconds: int | float) -> str:
     """A time that has passed, as `0:05` or `1:02:03`."""
     minutes, second = divmod(int(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
 
 
-def rough(seconds: float) -> str:
+def rough(seconds: int | float) -> str:
     """A time that is estimated, no finer than it can be known: `20 s`, `4 min`, `2.5 h`, `3 days`."""
     if seconds < 55:
         return f"{max(10, 10 * round(seconds / 10))} s"
@@ -66,7 +68,12 @@ class Progress:
     """
 
     def __init__(
-        self, title: str, total: float | None, done: float = 0.0, unit: str = "image", quiet: bool = False
+        self,
+        title: str,
+        total: int | float | None,
+        done: int | float = 0.0,
+        unit: str = "image",
+        quiet: bool = False,
     ):
         self.title, self.total, self.done = title, total, done
         self.notes: Sequence[str] = ()
@@ -74,8 +81,8 @@ class Progress:
         self._begun_with = done
         self._started = now()
         self._next = self._started + FIRST_LINE
-        self._ended: float | None = None
-        self._points: deque[tuple[float, float]] = deque()
+        self._ended: int | float | None = None
+        self._points: deque[tuple[int | float, int | float]] = deque()
         self._lock = threading.RLock()
         self._stop = threading.Event()
         self._held = False
@@ -109,11 +116,11 @@ class Progress:
         if self._live is not None:
             (self._live.start if shown else self._live.stop)()
 
-    def advance(self, count: float = 1) -> None:
+    def advance(self, count: int | float = 1) -> None:
         """So much more is finished."""
         self.update(self.done + count)
 
-    def update(self, done: float, notes: Sequence[str] | None = None) -> None:
+    def update(self, done: int | float, notes: Sequence[str] | None = None) -> None:
         """So much is finished in all; `notes` are shown where there is room, the first before the last."""
         with self._lock:
             if notes is not None:
@@ -134,12 +141,12 @@ class Progress:
             self._points = deque((at + aside, done) for at, done in self._points)
 
     @property
-    def rate(self) -> float | None:
+    def rate(self) -> int | float | None:
         """How much is finished in a second, of late; None before that can be told."""
         return self._pace()[0]
 
     @property
-    def seconds_left(self) -> float | None:
+    def seconds_left(self) -> int | float | None:
         """The time that the rest takes at the present rate; None before that can be told."""
         rate, gap = self._pace()
         if not rate or self.total is None:
@@ -202,7 +209,7 @@ class Progress:
                 facts.append(f"{rough(left)} left" if short else f"about {rough(left)} left")
         return facts
 
-    def _speed(self, rate: float) -> str:
+    def _speed(self, rate: int | float) -> str:
         per, seconds = next((unit for unit in _PER if rate * unit[1] >= 1), _PER[-1])
         value = rate * seconds
         number = f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
@@ -216,10 +223,10 @@ class Progress:
         total = _whole(self.total)
         return f"{_whole(self.done):>{len(total)}}/{total}"
 
-    def _counted(self, count: float) -> str:
+    def _counted(self, count: int | float) -> str:
         return f"{_whole(count)} {self._unit if _whole(count) == '1' else plural(self._unit)}"
 
-    def _pace(self) -> tuple[float | None, float]:
+    def _pace(self) -> tuple[int | float | None, int | float]:
         """The rate of late, and the usual seconds from one time that something is finished to the next."""
         points, at = self._points, now()
         if not points:
@@ -234,7 +241,7 @@ class Progress:
         stalled = max(0.0, at - ended - 2 * gap)
         return (done - before) / (ended - began + stalled), gap
 
-    def _remember(self, at: float, done: float) -> None:
+    def _remember(self, at: int | float, done: int | float) -> None:
         points = self._points
         if len(points) > 2 and at - points[-2][0] < _APART:
             points.pop()
@@ -252,7 +259,7 @@ class Progress:
 
     def _beat(self) -> None:
         """Look at the clock while nothing is finished."""
-        while not self._stop.wait(1.0):
+        while not self._stop.wait(BEAT):
             with self._lock:
                 self._tick()
 
@@ -268,7 +275,7 @@ def _live(shown: Progress):
     return Live(shown, console=console, refresh_per_second=5, transient=not shown._unit)
 
 
-def _whole(count: float) -> str:
+def _whole(count: int | float) -> str:
     return f"{int(count + 1e-6):,}"
 
 

@@ -29,6 +29,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def no_folder(path: Path) -> str:
+    """How to say that a path is no folder."""
+    return "a file, not a folder" if path.exists() else "no such folder"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all, with sorted keys left as given."""
     with atomic_path(path) as temporary:

@@ -123,6 +123,8 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 
 def read_index(folder: Path) -> ShardIndex:
     """Read the index of a complete folder of shards."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {no_folder(folder)} of shards; `kilopix encode` writes one.")
     if not (folder / INDEX).exists():
         raise UserError(f"{folder}: no {INDEX} in it, so no finished shards; run `kilopix encode` (again).")
     values = read_json(folder / INDEX)
