@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
+from kilopix.english import counted
 from kilopix.network import Network, blocks_of, build_network, shards_of
 from kilopix.progress import Progress as Shown
 from kilopix.progress import working
@@ -387,4 +388,6 @@ def _go_back(run: Run, checkpoint: Path, position: int) -> None:
     if run.processes.main:
         cut_log(run.out / LOG, run.images_seen)
         run.watch.go_back(run.images_seen)
-        say(f"{run.out}: back to {run.images_seen:,} images; the data go on from image {position:,}.")
+        say(
+            f"{run.out}: back to {counted(run.images_seen, 'image')}; the data go on from image {position:,}."
+        )

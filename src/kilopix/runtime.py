@@ -34,6 +34,12 @@ def no_folder(path: Path) -> str:
     return "a file, not a folder" if path.exists() else "no such folder"
 
 
+def absent(path: Path) -> str:
+    """How to say that a file is not there; where its folder is not there either, that is said."""
+    folder = path.parent
+    return f"{path}: no such file" if folder.is_dir() else f"{folder}: {no_folder(folder)}"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all, with sorted keys left as given."""
     with atomic_path(path) as temporary:
@@ -45,7 +51,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+        raise UserError(f"{absent(path)}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from None
 
@@ -77,7 +83,7 @@ def lines_or_faults(path: Path) -> Iterator[Line | str]:
                 if text.strip():
                     yield _line_or_fault(text, number)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+        raise UserError(f"{absent(path)}.") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
 
@@ -104,7 +110,7 @@ def text_lines(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+        raise UserError(f"{absent(path)}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text in UTF-8.") from None
     except OSError as error:

@@ -27,6 +27,7 @@ from kilopix.data.shards import (
     write_index,
 )
 from kilopix.encoding import EncodePart, to_images
+from kilopix.english import counted
 from kilopix.pretrained.autoencoder import (
     load_autoencoder,
 )
@@ -100,7 +101,7 @@ def run(
     if (out / INDEX).exists():
         check_same_job(read_json(out / JOB), job, out)
         index = read_index(out)
-        say(f"{out}: already complete, {index.plain} + {index.augmented} pictures.")
+        say(f"{out}: already complete, {counted(index.plain, 'picture')} and {index.augmented:,} augmented.")
         return index
     pictures = _pictures(plain, manifest, augmented, online, recipe, out, job)
     device = device if engine == "ray" else pick_device(device)
@@ -120,7 +121,7 @@ def run(
     write_index(out, index)
     remove_folder(out / "work")
     note = f", PSNR of the codec {psnr:.1f} dB" if psnr else ""
-    say(f"{out}: {index.plain} + {index.augmented} pictures{note}.")
+    say(f"{out}: {counted(index.plain, 'picture')} and {index.augmented:,} augmented{note}.")
     report_left_out(left_out, out / "failures.jsonl")
     return index
 

@@ -19,6 +19,7 @@ from kilopix.data.parts import open_job
 from kilopix.data.sources import BrokenImage, open_image, open_picture, square
 from kilopix.data.world.objects import HUES, OBJECTS, training_colors
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
+from kilopix.english import counted
 from kilopix.evaluation.fidelity import kernel_distance_interval
 from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
 from kilopix.evaluation.geneval_prompts import world_prompts
@@ -188,7 +189,8 @@ def _read_real(root: Path, rows: list[Row], size: int) -> tuple[torch.Tensor, li
             left_out.append((row.path, str(error)))
     if len(arrays) < FEWEST_HELD_OUT:
         raise UserError(
-            f"{root}: {len(arrays)} held-out pictures can be read, and the distance needs {FEWEST_HELD_OUT}."
+            f"{root}: {counted(len(arrays), 'held-out picture')} can be read, and the distance "
+            f"needs {FEWEST_HELD_OUT}."
         )
     return _stack(arrays), left_out
 

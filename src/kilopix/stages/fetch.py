@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kilopix.data.parts import JOB, open_job
 from kilopix.data.sources.listing import SAVED
+from kilopix.english import counted
 from kilopix.progress import Progress, working
 from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
@@ -35,7 +36,7 @@ def run(
     open_job(out, job)
     if (out / DONE).exists():
         rows = read_json(out / DONE)["rows"]
-        say(f"{out}: already complete, {rows} rows.")
+        say(f"{out}: already complete, {counted(rows, 'row')}.")
         return rows
     stream, schema, image = _open_stream(name, split, config)
     files = list(takewhile(Path.exists, (_file(out, split, i) for i in count())))
@@ -49,7 +50,7 @@ def run(
     if not rows:
         raise UserError(f"{name}: its split {split} holds no row.")
     write_json(out / DONE, {"rows": rows} | read_json(out / JOB))
-    say(f"{out}: {rows} rows of {name}.")
+    say(f"{out}: {counted(rows, 'row')} of {name}.")
     return rows
 
 

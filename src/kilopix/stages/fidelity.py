@@ -18,6 +18,7 @@ from typing import Any
 
 from kilopix.config import parse, parse_overrides
 from kilopix.data.picture_sets import ARRAYS, SAMPLES, PictureSet
+from kilopix.english import counted
 from kilopix.evaluation.fidelity import frechet_distance
 from kilopix.evaluation.made import MADE, Made, made_by_sampling, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, Setting, write_card
@@ -103,7 +104,7 @@ def run(
         say(f"  {score.name}: {score.value:.4g}{interval}")
     for name, because in left_out.items():
         say(f"  {name}: left out, because {because.rstrip('.')}.")
-    say(f"{out / CARD}: {len(scores)} scores of {card.images} pictures.")
+    say(f"{out / CARD}: {counted(len(scores), 'score')} of {counted(card.images, 'picture')}.")
     return card
 
 

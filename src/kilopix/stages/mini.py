@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.data.engines import run_local
+from kilopix.english import counted
 from kilopix.progress import Progress
 from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
@@ -92,7 +93,7 @@ def run(
         _write_scenes(out / split, seed, pictures[split])
     write_json(out / "mini.json", {"complete": True, **arguments})
     total = classes * (images_per_class + val_per_class)
-    say(f"{out}: {total} pictures of {classes} classes, {size} x {size} pixels.")
+    say(f"{out}: {counted(total, 'picture')} of {counted(classes, 'class')}, {size} x {size} pixels.")
 
 
 def _check(arguments: dict[str, int], workers: int | None) -> None:

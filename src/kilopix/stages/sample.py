@@ -11,6 +11,7 @@ from typing import Any
 from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
+from kilopix.english import counted
 from kilopix.generator import Generator
 from kilopix.progress import Progress
 from kilopix.runtime import read_json, say, write_json
@@ -82,12 +83,12 @@ def run(
         (out / GRID).unlink(missing_ok=True)
         write_json(out / LIST, made)
     elif (out / GRID).exists():
-        say(f"{out / GRID}: already complete, {len(files)} pictures.")
+        say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
         return files
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
-    say(f"{out / GRID}: {len(files)} pictures.")
+    say(f"{out / GRID}: {counted(len(files), 'picture')}.")
     return files
 
 
@@ -114,7 +115,7 @@ def _make_missing(
 def _contact_sheet(images: list[Any], prompts: Sequence[str], seeds: Sequence[int], sweep: Sweep) -> Any:
     """A plain grid; or with a sweep, guidance from left to right, and all else from top to bottom."""
     scales = [f"guidance {scale:g}" for scale in sweep.guidance]
-    steps = [f"{count} steps" for count in sweep.steps]
+    steps = [counted(count, "step") for count in sweep.steps]
     if len(scales) < 2 and len(steps) < 2:
         return grid(images, prompts, len(seeds))
     columns, others = (scales, steps) if len(scales) > 1 else (steps, scales)

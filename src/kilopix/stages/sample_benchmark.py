@@ -10,6 +10,7 @@ from typing import Literal
 
 from kilopix.data.parts import check_same_job
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
+from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
 from kilopix.evaluation.geneval import prompts_to_text
 from kilopix.evaluation.geneval_folder import metadata_path, metadata_text, sample_path
@@ -71,7 +72,7 @@ def run(
     missing = [job for job in jobs if not job[0].exists()]
     with Progress("sample", len(jobs), len(jobs) - len(missing)) as shown:
         generator.write(missing, sampling, BATCH, shown)
-    say(f"{out}: {len(jobs)} pictures of {len(asked)} prompts, {style}.")
+    say(f"{out}: {counted(len(jobs), 'picture')} of {counted(len(asked), 'prompt')}, {style}.")
     return out
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kilopix.data.shards import read_index
 from kilopix.data.verify import verify
+from kilopix.english import counted
 from kilopix.progress import Progress
 from kilopix.runtime import say
 from kilopix.types import UserError
@@ -23,10 +24,10 @@ def run(shards: Path) -> None:
         say(f"  {fault}")
     if findings.faults:
         raise UserError(
-            f"{shards}: {len(findings.faults)} faults. A damaged or missing part is made again, alone, if "
-            "you delete it and index.json and run `kilopix encode` again as before."
+            f"{shards}: {counted(len(findings.faults), 'fault')}. A damaged or missing part is made again, "
+            "alone, if you delete it and index.json and run `kilopix encode` again as before."
         )
     say(
-        f"{shards}: whole. {len(index.files)} files, {index.plain} plain and {index.augmented} augmented "
-        f"pictures, text in {index.text_storage} cut at {index.text_encoder.get('max_tokens')} tokens."
+        f"{shards}: whole. {counted(len(index.files), 'file')}, {index.plain} plain and {index.augmented} "
+        f"augmented pictures, text in {index.text_storage} cut at {index.text_encoder.get('max_tokens')} tokens."
     )

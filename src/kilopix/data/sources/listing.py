@@ -37,7 +37,7 @@ def list_source(place: Path, selection: Selection = EVERYTHING) -> Source:
     if place.is_file():
         return _checked(_single_file(place, selection), place)
     if not place.is_dir():
-        raise UserError(f"{place}: no such folder of images.")
+        raise UserError(f"{place}: no such {'file' if place.suffix else 'folder of images'}.")
     try:
         names = {entry.name for entry in place.iterdir()}
     except OSError as error:
