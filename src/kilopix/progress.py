@@ -190,6 +190,7 @@ class Progress:
         for part in (always[0], share, passed, left, rate, *self.notes):
             if part and (part in always or part in kept):
                 line.append(_GAP).append(part, f"not bold {colors.get(part, '')}".strip())
+        line.truncate(width)
         return line
 
     def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":

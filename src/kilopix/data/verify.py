@@ -77,8 +77,8 @@ def _check_file(path: Path, index: ShardIndex) -> tuple[int, list[str]]:
         wrong = [i for i, bad in enumerate(_bad_rows(blobs, column, index)) if bad]
         if wrong:
             faults.append(
-                f"{path.name}: {column} of {counted(len(wrong), 'row')} is of the wrong size or not finite, first "
-                f"of {table.column('path')[row(wrong[0])].as_py()}"
+                f"{path.name}: {column} of {counted(len(wrong), 'row')} is of the wrong size or not "
+                f"finite, first of {table.column('path')[row(wrong[0])].as_py()}"
             )
 
     for column in ("mean", "std", "text", "short_text"):

@@ -28,6 +28,7 @@ def run(shards: Path) -> None:
             "alone, if you delete it and index.json and run `kilopix encode` again as before."
         )
     say(
-        f"{shards}: whole. {counted(len(index.files), 'file')}, {index.plain} plain and {index.augmented} "
-        f"augmented pictures, text in {index.text_storage} cut at {index.text_encoder.get('max_tokens')} tokens."
+        f"{shards}: whole. {counted(len(index.files), 'file')}, {index.plain} plain and "
+        f"{index.augmented} augmented pictures, text in {index.text_storage} "
+        f"cut at {index.text_encoder.get('max_tokens')} tokens."
     )
