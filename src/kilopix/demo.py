@@ -36,7 +36,7 @@ _FLOPS, _FORWARD = 90e9, 3.0
 pass forward (measured with the recipe `mini`)."""
 _DRAWN, _ENCODED, _INSTALLED = 0.003, 0.014, 12.0
 """Seconds there of a picture drawn, captioned or pasted, of one encoded, and of the installed model's."""
-_START = 3.0
+_START = 2.0
 """Seconds in which a stage begins."""
 BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
 
@@ -164,9 +164,8 @@ class Clock:
         """Say how long all takes that is not finished."""
         times = self._times()
         left = {name: seconds for name, seconds in self.expected.items() if not _is_finished(times, name)}
-        begun = (
-            f", {len(self.expected) - len(left)} of them finished" if len(left) < len(self.expected) else ""
-        )
+        finished = len(self.expected) - len(left)
+        begun = f", {finished} of them finished" if finished else ""
         say(
             f"{len(self.expected)} stages{begun}: about {rough(sum(left.values()))} on two CPU cores that do "
             "nothing else. Ctrl-C stops, and the same command goes on from there."
