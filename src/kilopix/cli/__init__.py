@@ -28,12 +28,13 @@ app = typer.Typer(
 )
 
 
-def _say_version(asked: bool) -> None:
+def _say_version(asked: bool) -> bool:
     if asked:
         from importlib.metadata import version
 
         print(f"kilopix {version('kilopix')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

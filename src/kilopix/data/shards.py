@@ -23,7 +23,7 @@ from kilopix.data.part_facts import load_text
 from kilopix.data.parts import open_table
 from kilopix.data.pixels import WHOLE, Box
 from kilopix.data.text_storage import StoredText, TextStorage, pack, view
-from kilopix.runtime import read_json, write_json
+from kilopix.runtime import no_folder, read_json, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
 
 if TYPE_CHECKING:
