@@ -9,7 +9,6 @@ from rich.cells import cell_len
 
 from kilopix import progress
 from kilopix.progress import Progress, rough, track, working
-from kilopix.training.progress import Work
 from terminal import in_pipe, in_terminal
 from tiny import TINY, Cli
 
@@ -207,12 +206,6 @@ def test_values_are_counted_as_they_are_taken(time: Time, capsys: pytest.Capture
 def test_estimates_are_no_finer_than_they_can_be():
     times = (3, 44, 100, 3599, 9000, 200_000, 300_000)
     assert [rough(s) for s in times] == ["10 s", "40 s", "2 min", "60 min", "2.5 h", "2 days", "3 days"]
-
-
-def test_what_stands_beside_training():
-    on_gpu = Work(2e9, devices=2, peak_flops=1e12)
-    assert on_gpu.notes(0.5, 50.0, 3600.0) == ["loss 0.5000", "MFU 5.0%", "2.00 device hours"]
-    assert Work(2e9).notes(None, None, 1800.0) == ["0.50 device hours"]
 
 
 @pytest.fixture
