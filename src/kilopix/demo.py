@@ -34,8 +34,8 @@ STAGES = {
 _FLOPS, _FORWARD = 90e9, 3.0
 """FLOP/s that training reaches on two CPU cores that do nothing else, and what a step of it costs over one
 pass forward (measured with the recipe `mini`)."""
-_DRAWN, _ENCODED, _INSTALLED = 0.003, 0.014, 12.0
-"""Seconds there of a picture drawn, captioned or pasted, of one encoded, and of the installed model's."""
+_DRAWN, _ENCODED, _INSTALLED = 0.003, 0.014, 0.25
+"""Seconds there of a picture drawn, captioned or pasted, of one encoded, and of one by the installed model."""
 _START = 2.0
 """Seconds in which a stage begins."""
 BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
@@ -147,7 +147,7 @@ def estimate(recipe: Recipe) -> dict[str, float]:
         "encode": _ENCODED * 2 * plain,
         "train": recipe.training.images * flops / _FLOPS,
         "sample": shown * sampled,
-        "installed": _INSTALLED,
+        "installed": _INSTALLED * shown,
         "evaluate": scored * sampled,
         "report": 0.0,
     }
@@ -168,8 +168,9 @@ class Clock:
         begun = f", {finished} of them finished" if finished else ""
         say(
             f"{len(self.expected)} stages{begun}: about {rough(sum(left.values()))} on two CPU cores that do "
-            "nothing else. Ctrl-C stops, and the same command goes on from there."
+            "nothing else."
         )
+        say("Ctrl-C stops, and the same command goes on from there.")
 
     def head(self, name: str) -> None:
         """Say which stage begins."""

@@ -99,7 +99,7 @@ def progress(sights: Sequence[Sight], seconds: float) -> str:
     ahead = max(sight.ahead for sight in sights)
     steps = sum(sight.steps or sight.order.sampling.steps for sight in sights)
     done = sum((sight.steps or sight.order.sampling.steps) if sight.done else sight.step for sight in sights)
-    words = f"step {done} of {steps}" if done else "starting"
+    words = f"step {done} of {steps}, {counted(pictures, 'picture')}" if done else "starting"
     if ahead and not done:
         words = f"{counted(ahead, 'request')} before yours"
     share = 100 * done / steps
