@@ -1,6 +1,5 @@
-"""The command line as its users see it: in a terminal of some width, or in a pipe."""
+"""Commands in a real pseudo-terminal of some width, and what is seen on it."""
 
-import errno
 import fcntl
 import os
 import pty
@@ -9,72 +8,72 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-KILOPIX = [sys.executable, "-m", "kilopix.cli"]
-_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]")
+_ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b\].*?\x07")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a command wrote, and its exit code."""
+    """The exit code of a command, what it wrote, and every line of it, also those drawn over later."""
 
     code: int
     raw: str
 
     @property
-    def lines(self) -> list[str]:
-        """Every line that was ever shown, also those that were drawn over, without colours."""
-        return [line.rstrip() for line in re.split(r"[\r\n]+", _ESCAPES.sub("", self.raw)) if line.strip()]
+    def lines(self) -> tuple[str, ...]:
+        """Without colours, and without empty lines."""
+        return tuple(line for line in re.split(r"[\r\n]+", _ESCAPE.sub("", self.raw)) if line.strip())
 
     @property
     def text(self) -> str:
-        """All of it, without colours, as one text."""
+        """All the lines as one text."""
         return "\n".join(self.lines)
 
 
-def environment(**more: str) -> dict[str, str]:
-    """The environment of a user's shell: nothing that tells rich or pytest how wide the terminal is."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES", "NO_COLOR")}
-    return {**kept, "TERM": "xterm-256color", **more}
+def kilopix(arguments: Sequence[object]) -> list[str]:
+    """The command line, as this Python runs it."""
+    return [sys.executable, "-m", "kilopix.cli", *map(str, arguments)]
 
 
-def in_terminal(command: list[str], folder: Path, columns: int = 80, **more: str) -> Seen:
-    """Run a command in a pseudo-terminal of so many columns, and return all that came out of it."""
+def in_terminal(arguments: Sequence[object], columns: int, cwd: Path | None = None) -> Seen:
+    """Run `kilopix ARGUMENTS` in a terminal of 24 lines and so many columns."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    kept = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "CI")}
     process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environment(**more),
+        kilopix(arguments),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
+        cwd=cwd,
+        env=kept | {"TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
         start_new_session=True,
     )
     os.close(theirs)
-    parts: list[bytes] = []
-    try:
-        while chunk := _read(ours):
-            parts.append(chunk)
-    finally:
-        os.close(ours)
-    return Seen(process.wait(), b"".join(parts).decode("utf-8", "replace"))
+    written = b""
+    while True:
+        try:
+            some = os.read(ours, 65536)
+        except OSError:  # how Linux says that nobody holds the other end any more
+            some = b""
+        if not some:
+            break
+        written += some
+    os.close(ours)
+    return Seen(process.wait(), written.decode("utf-8"))
 
 
-def in_pipe(command: list[str], folder: Path, **more: str) -> Seen:
-    """Run a command with both outputs in one pipe, as `kilopix ... 2>&1 | tee log` does."""
+def in_pipe(arguments: Sequence[object], cwd: Path | None = None) -> Seen:
+    """Run `kilopix ARGUMENTS` with both outputs in one pipe."""
     done = subprocess.run(
-        command, cwd=folder, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        kilopix(arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=cwd,
+        check=False,
     )
-    return Seen(done.returncode, done.stdout.decode("utf-8", "replace"))
-
-
-def _read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError as error:
-        if error.errno == errno.EIO:  # how Linux says that nobody holds the other end any more
-            return b""
-        raise
+    return Seen(done.returncode, done.stdout.decode("utf-8"))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from terminal import KILOPIX, Seen, in_pipe, in_terminal
+from terminal import Seen, in_pipe, in_terminal
 from test_docs import SMALLER
 
 ROOT = Path(__file__).parents[1]
@@ -37,7 +37,7 @@ def look(command: list[str], seen: Seen) -> None:
 
 
 def test_the_readme_in_a_terminal_of_80_columns(tmp_path: Path):
-    done = [(command, in_terminal([*KILOPIX, *smaller(command)], tmp_path, COLUMNS)) for command in commands("README.md")]
+    done = [(command, in_terminal(smaller(command), COLUMNS, tmp_path)) for command in commands("README.md")]
     assert len(done) >= 9
     for command, seen in done:
         look(command, seen)
@@ -50,7 +50,7 @@ def test_the_readme_in_a_terminal_of_80_columns(tmp_path: Path):
 
 def test_the_ten_minute_start_in_a_pipe(tmp_path: Path):
     for command in commands("docs/start.md"):
-        seen = in_pipe([*KILOPIX, *smaller(command)], tmp_path)
+        seen = in_pipe(smaller(command), tmp_path)
         look(command, seen)
         assert "\x1b" not in seen.raw, f"escape codes in the log of kilopix {shlex.join(command)}"
         assert "\r" not in seen.raw

@@ -69,25 +69,9 @@ def test_an_unknown_name_is_told_the_nearest():
         device_named("h100-smx")
 
 
-def test_a_cpu_is_measured_once_for_each_number_of_threads(monkeypatch):
-    from kilopix import hardware
-
-    hardware._cpu_speed.cache_clear()
-    count = 0
-    mm = torch.mm
-
-    def counted(*given):
-        nonlocal count
-        count += 1
-        return mm(*given)
-
-    monkeypatch.setattr(torch, "mm", counted)
-    first = peak_flops("cpu", "float32")
-    assert first is not None
-    assert 1e9 < first < 1e14
-    before = count
-    assert peak_flops("cpu", "float32") == first
-    assert count == before > 0
+def test_no_peak_is_known_of_a_cpu():
+    """One that is measured is that of what else the machine does: 210% was shown of it."""
+    assert peak_flops("cpu", "float32") is None
 
 
 def test_the_cuda_device_is_asked_for_its_name(monkeypatch):

@@ -91,9 +91,9 @@ def test_every_moment_has_a_line_for_both_sets_and_both_weights(watched: Path):
     assert len({line["loss"] for line in found}) == len(found)
 
 
-def test_the_log_says_how_well_the_device_is_used(watched: Path):
+def test_the_log_says_device_hours_and_no_utilisation_of_a_cpu(watched: Path):
     last = lines(watched / "log.jsonl")[-1]
-    assert 0 < last["model_flop_utilisation"] < 1.5
+    assert "model_flop_utilisation" not in last
     assert last["device_hours"] == pytest.approx(last["seconds"] / 3600)
 
 

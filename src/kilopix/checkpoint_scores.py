@@ -11,11 +11,11 @@ from pathlib import Path
 from kilopix.data.manifest import read_manifest
 from kilopix.data.parts import check_same_job
 from kilopix.data.picture_sets import SAMPLES
-from kilopix.data.pictures import save_png
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card
 from kilopix.generator import Generator
-from kilopix.runtime import progress_bar, read_json, write_json
+from kilopix.progress import Progress
+from kilopix.runtime import read_json, write_json
 from kilopix.stages.fidelity import run
 from kilopix.training.watching import ScoresConfig
 from kilopix.watch import ScoreAverage
@@ -55,14 +55,9 @@ def score_average(
     else:
         write_json(folder / SAMPLES, made)
     missing = [job for job in jobs if not (folder / job[0]).exists()]
-    with progress_bar() as bar:
-        task = bar.add_task("sample", total=len(jobs), completed=len(jobs) - len(missing), note="")
-        for start in range(0, len(missing), SAMPLED_AT_ONCE):
-            batch = missing[start : start + SAMPLED_AT_ONCE]
-            images = generator.generate([job[1:] for job in batch], sampling, SAMPLED_AT_ONCE)
-            for (file, _, _), image in zip(batch, images, strict=True):
-                save_png(image, folder / file)
-            bar.advance(task, len(batch))
+    with Progress("sample for scores", len(jobs), len(jobs) - len(missing)) as shown:
+        wanted = [(folder / file, prompt, number) for file, prompt, number in missing]
+        generator.write(wanted, sampling, SAMPLED_AT_ONCE, shown)
     return run(folder, held_out, out / "scores", overrides, only, cache=cache, device=device)
 
 

@@ -92,13 +92,41 @@ def parse(cls: type[ConfigT], values: dict[str, Any], origin: str) -> ConfigT:
 def _explain(cls: type[Config], origin: str, item: Any) -> str:
     dotted, owner = _resolve(cls, item["loc"])
     if item["type"] == "extra_forbidden":
-        known = sorted(owner.model_fields) if owner else []
-        near = difflib.get_close_matches(str(item["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(known)}."
-        return f"{origin}: unknown key {dotted!r}; {hint}"
+        return f"{origin}: unknown key {dotted!r}; {_hint(cls, owner, str(item['loc'][-1]))}"
     message = item["msg"].removeprefix("Value error, ")
     got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
     return f"{origin}: {dotted or 'the recipe'}: {message}{got}"
+
+
+def _hint(cls: type[Config], owner: type[Config] | None, key: str) -> str:
+    """What may have been meant: the same key of another section, or one that is spelled nearly so."""
+    known = sorted(owner.model_fields) if owner else []
+    elsewhere = _keys(cls)
+    near = elsewhere.get(key) or difflib.get_close_matches(key, known, n=1)
+    if not near and (alike := difflib.get_close_matches(key, elsewhere, n=1, cutoff=0.8)):
+        near = elsewhere[alike[0]]
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"known keys are {', '.join(known)}."
+
+
+def _keys(cls: type[Config], before: str = "") -> dict[str, list[str]]:
+    """Every key of a config and of its sections, with its dotted names."""
+    found: dict[str, list[str]] = {}
+    for name, field in cls.model_fields.items():
+        dotted = [f"{before}{name}"]
+        below = [_keys(member, f"{before}{name}.") for member in _members(field.annotation)]
+        for some in ({name: dotted}, *below):
+            for key, names in some.items():
+                found[key] = list(dict.fromkeys([*found.get(key, []), *names]))
+    return found
+
+
+def _members(annotation: Any) -> list[type[Config]]:
+    """The configs that a section can be."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [member for part in get_args(annotation) for member in _members(part)]
 
 
 def _resolve(cls: type[Config], location: tuple[int | str, ...]) -> tuple[str, type[Config] | None]:

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
+from kilopix.english import counted
 from kilopix.network import Network, blocks_of, build_network, shards_of
+from kilopix.progress import Progress as Shown
+from kilopix.progress import working
 from kilopix.recipe import Recipe
 from kilopix.runtime import say
 from kilopix.step import StepBatch, StepLoader, StepLoss, on_device, synthetic_batch
@@ -36,7 +39,6 @@ from kilopix.training.guard import Guard, Outcome
 from kilopix.training.logs import LOG, SKIPPED, LogWindow, cut_log, note_skipped
 from kilopix.training.optim import build_optimizer, lr_factor, set_lr
 from kilopix.training.parallel import Processes, clip_gradients
-from kilopix.training.progress import Display, Meter, shown_progress
 from kilopix.training.speed import MOST_ON_CPU, fits_on_gpu, largest_that_fits, pick_precision, speed_up
 from kilopix.training.stopping import Stop, stop_on_signal
 from kilopix.training.watchdog import Watchdog
@@ -192,9 +194,9 @@ def watch_over(run: Run, validation: Path | None = None, score: ScoreAverage | N
 def _train(run: Run) -> bool:
     training, processes = run.recipe.training, run.processes
     watchdog = Watchdog(training.watchdog, run.out / "processes", processes.rank, processes.count)
-    shown = shown_progress(training.images, run.images_seen, quiet=not processes.main)
-    with stop_on_signal() as stop, shown as display, watchdog.watching():
-        while not (stretch := Stretch(run, stop, watchdog, display)).ended():
+    shown = Shown("train", training.images, run.images_seen, quiet=not processes.main)
+    with stop_on_signal() as stop, shown, watchdog.watching():
+        while not (stretch := Stretch(run, stop, watchdog, shown)).ended():
             assert stretch.back_to is not None
             _go_back(run, *stretch.back_to)
     return run.images_seen >= training.images
@@ -203,12 +205,11 @@ def _train(run: Run) -> bool:
 class Stretch:
     """The loop, from one place of the data order on: until the end, a signal, or a return to a checkpoint."""
 
-    def __init__(self, run: Run, stop: Stop, watchdog: Watchdog, display: Display) -> None:
+    def __init__(self, run: Run, stop: Stop, watchdog: Watchdog, shown: Shown) -> None:
         self.run = run
         self.stop = stop
         self.watchdog = watchdog
-        self.display = display
-        self.meter = Meter(run.watch.work)
+        self.shown = shown
         log, every = run.out / LOG if run.processes.main else None, run.recipe.training.log_every
         self.window = LogWindow(log, every, run.log, run.watch.work, run.watch.logged)
         self.back_to: tuple[Path, int] | None = None
@@ -261,9 +262,8 @@ class Stretch:
             count = step.batch.count
             if self.window.add(step.images_seen, loss, norm, outcome.taken, count, seconds):
                 self.window.flush(step.images_seen, step.lr, self.run.seconds)
-            self.meter.add(count, seconds)
-            left = self.run.recipe.training.images - step.images_seen
-            self.display.update(step.images_seen, self.meter.note(self.window.loss, self.run.seconds, left))
+            notes = self.run.watch.work.notes(self.window.loss, self.shown.rate, self.run.seconds)
+            self.shown.update(step.images_seen, notes)
             if not outcome.taken:
                 _name_samples(self.run, step.batch, step.images_seen, outcome)
             action = self.run.guard.count(outcome.taken)
@@ -274,7 +274,8 @@ class Stretch:
         """Validate, sample, score, store: what is due; the time for it is not training's."""
         run, started = self.run, time.perf_counter()
         self.watchdog.aside("validating, sampling or scoring")
-        with self.display.paused():
+        quiet = not run.processes.main
+        with self.shown.paused(), working("validate, sample or score", quiet):
             run.watch.step(run.network, run.average, before, run.images_seen)
         self._since += time.perf_counter() - started
 
@@ -387,4 +388,6 @@ def _go_back(run: Run, checkpoint: Path, position: int) -> None:
     if run.processes.main:
         cut_log(run.out / LOG, run.images_seen)
         run.watch.go_back(run.images_seen)
-        say(f"{run.out}: back to {run.images_seen:,} images; the data go on from image {position:,}.")
+        say(
+            f"{run.out}: back to {counted(run.images_seen, 'image')}; the data go on from image {position:,}."
+        )

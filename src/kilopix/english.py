@@ -73,6 +73,11 @@ def plural(noun: str) -> str:
     return " ".join([*before, _plural_word(last)])
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2 images`, `1,281,167 images`."""
+    return f"{count:,} {noun if count == 1 else plural(noun)}"
+
+
 def _plural_word(word: str) -> str:
     if word in _PLURAL_ONLY:
         return word

@@ -14,6 +14,7 @@ from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.image_arrays import holds_images
 from kilopix.data.parts import open_job
 from kilopix.data.picture_sets import ARRAYS, PictureSet, read_picture_set
+from kilopix.english import counted
 from kilopix.evaluation.protocol import Setting
 from kilopix.evaluation.reference_statistics import ReferenceStatistics, read_statistics
 from kilopix.features import Pictures, StoredFeatures, WeightsConfig, store_features
@@ -99,7 +100,7 @@ def read_work(
     if statistics is None or holds_images(reference):
         real = read_picture_set(reference, None, cache)
     others = f"{len(real.files)} real ones" if real else f"the statistics of {reference}"
-    say(f"reading {len(found.files)} pictures and {others} ...")
+    say(f"reading {counted(len(found.files), 'picture')} and {others} ...")
     made = check_pictures(found.root, found.files, None, config.allow_doubled, heads_only=True)
     pictures = Pictures(found, _sha256_of_all(made), made.size)
     checked = _check_real(real, made.size, config) if real else None

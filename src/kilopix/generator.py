@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kilopix.data.pictures import save_png
 from kilopix.diffusion.samplers import OnStep, SamplerName
 from kilopix.diffusion.sampling import PresetName, SamplingChanges, SamplingConfig
 from kilopix.model_files import find_weights, in_low_precision, load_model
@@ -27,6 +28,7 @@ from kilopix.pretrained.text_cache import TextCache
 from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoder, TextEncoderConfig, load_text_encoder
 from kilopix.pretrained.weights import DtypeName, torch_dtype
 from kilopix.previews import OnSamplingStep, SamplingStep, as_images, cheap_decoder
+from kilopix.progress import Progress
 from kilopix.recipe import Recipe
 from kilopix.runtime import pick_device, sha256_of_file
 from kilopix.types import LatentStatistics, UserError
@@ -204,6 +206,30 @@ class Generator:
             if on_image:
                 on_image(len(images))
         return images
+
+    def write(
+        self,
+        jobs: Sequence[tuple[Path, str, int]],
+        sampling: SamplingConfig,
+        batch_size: int,
+        shown: Progress,
+    ) -> None:
+        """Make PNG files, each of (file, prompt, seed), and show how far they are.
+
+        All pictures of a batch are finished at once, so after every step of it a part of them is counted.
+        """
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            before = shown.done
+
+            def count(step: SamplingStep, before: float = before, size: int = len(batch)) -> None:
+                shown.update(before + size * step.number / step.steps)
+
+            asked = [(prompt, seed) for _, prompt, seed in batch]
+            images = self.generate(asked, sampling, batch_size, on_step=count)
+            for (file, _, _), image in zip(batch, images, strict=True):
+                save_png(image, file)
+            shown.update(before + len(batch))
 
     def _step_reporter(self, first: int, steps: int, on_step: OnSamplingStep) -> OnStep:
         def report(number: int, state: Tensor, data: Tensor) -> None:

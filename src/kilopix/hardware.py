@@ -1,24 +1,19 @@
 """What devices can do at most: peak operations a second, memory, bandwidth.
 
-In: a device as torch names it ("cuda:0", "cpu"), or a name such as "h100-sxm". Out: figures of the makers'
-data sheets; for a CPU, which has no such figure, the speed of one matrix product. Utilisation is what a
-program reaches of the peak, so all peaks are dense: the makers' figures "with sparsity" are twice as high.
+In: a device as torch names it ("cuda:0"), or a name such as "h100-sxm". Out: figures of the makers' data
+sheets; none for a CPU, which has no such figure. Utilisation is what a program reaches of the peak, so all
+peaks are dense: the makers' figures "with sparsity" are twice as high.
 """
 
 import difflib
 import re
-import time
 from dataclasses import dataclass
-from functools import cache
 from typing import Literal
 
 from kilopix.errors import UserError
 
 Precision = Literal["bfloat16", "float16", "float32"]
 _TERA, _GB = 1e12, 1e9
-_PRODUCT = 1024
-"""Side of the matrices whose product measures a CPU."""
-_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -112,8 +107,9 @@ def device_named(name: str) -> Device:
         if device.name == wanted:
             return device
     names = [device.name for device in DEVICES]
-    near = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = [one for one in names if wanted in one.split("-") or (len(wanted) > 2 and one.startswith(wanted))]
+    near = near or difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     raise UserError(f"device {name!r} is not known; {hint}Known are {', '.join(names)}.")
 
 
@@ -130,28 +126,10 @@ def this_device(device: str) -> Device | None:
 def peak_flops(device: str, precision: Precision) -> float | None:
     """Peak FLOP/s of a torch device of this machine, such as `cuda:0`; None where it is not known.
 
-    A CPU is measured by a short matrix product, once in a process and for each number of threads.
+    It is not known of a CPU: a product measured now tells more of what else the machine does than of it.
     """
-    import torch
-
-    if torch.device(device).type == "cpu":
-        return _cpu_speed(precision, torch.get_num_threads())
     known = this_device(device)
     return known.peak(precision) if known else None
-
-
-@cache
-def _cpu_speed(precision: Precision, threads: int) -> float:
-    import torch
-
-    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[precision]
-    left, right = (torch.ones(_PRODUCT, _PRODUCT, dtype=dtype) for _ in range(2))
-    seconds = float("inf")
-    for _ in range(_TRIES):  # the first of which is warming up
-        started = time.perf_counter()
-        torch.mm(left, right)
-        seconds = min(seconds, time.perf_counter() - started)
-    return 2.0 * _PRODUCT**3 / seconds
 
 
 def _apple_chip() -> str:

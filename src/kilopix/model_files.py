@@ -74,6 +74,11 @@ def find_weights(model: Path | str | None = None, revision: str | None = None) -
         if (path / name).is_file():
             return path / name
     newest = newest_checkpoint(path / "checkpoints")
+    if not path.exists():
+        raise UserError(
+            f"{path}: no such folder or file; give a run folder, a checkpoint, a .safetensors file, or "
+            f"`{SHIPPED_MODEL}` for the model that is installed with kilopix."
+        )
     if newest is None:
         pickled = sorted(f.name for f in path.glob("*") if f.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         aside = f" ({pickled[0]} is a pickle, which kilopix does not open.)" if pickled else ""

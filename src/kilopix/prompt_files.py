@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from kilopix.english import counted
 from kilopix.errors import UserError
 from kilopix.runtime import Line, iterate_lines, text_lines
 from kilopix.values import BadValue, texts_of
@@ -140,7 +141,7 @@ def read_geneval_layout(
     wanted = per_prompt or max(len(one.files) for one in read)
     for one in read:
         if len(one.files) != wanted:
-            found = f"{len(one.files)} pictures, where {wanted} are expected"
+            found = f"{counted(len(one.files), 'picture')}, where {wanted} are expected"
             raise UserError(f"{one.folder / SAMPLES}: {found}; every prompt must have as many.")
     return read
 

@@ -1,4 +1,4 @@
-"""What every stage needs from the machine: devices, seeds, files written whole, hashes, progress."""
+"""What every stage needs from the machine: devices, seeds, files written whole, hashes."""
 
 import hashlib
 import json
@@ -11,6 +11,8 @@ from typing import Any
 from kilopix.errors import UserError
 
 _CHUNK = 1 << 20
+SPEAKERS = ("MainProcess", "worker 0")
+"""Of the processes that do the same, the names of those that say what they do."""
 
 
 @contextmanager
@@ -27,6 +29,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def no_folder(path: Path) -> str:
+    """How to say that a path is no folder."""
+    return "a file, not a folder" if path.exists() else "no such folder"
+
+
+def absent(path: Path) -> str:
+    """How to say that a file is not there; where its folder is not there either, that is said."""
+    folder = path.parent
+    return f"{path}: no such file" if folder.is_dir() else f"{folder}: {no_folder(folder)}"
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON whole or not at all, with sorted keys left as given."""
     with atomic_path(path) as temporary:
@@ -38,7 +51,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+        raise UserError(f"{absent(path)}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from None
 
@@ -70,7 +83,7 @@ def lines_or_faults(path: Path) -> Iterator[Line | str]:
                 if text.strip():
                     yield _line_or_fault(text, number)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+        raise UserError(f"{absent(path)}.") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from None
 
@@ -97,7 +110,7 @@ def text_lines(path: Path) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file.") from None
+        raise UserError(f"{absent(path)}.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text in UTF-8.") from None
     except OSError as error:
@@ -146,29 +159,6 @@ def pick_device(name: str = "auto") -> str:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     return name
-
-
-def progress_bar(disable: bool = False):
-    """A rich progress bar with rate and time left; add tasks with `total` and `unit=`."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        disable=disable,
-    )
 
 
 def say(text: str) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from kilopix.data.checked_batches import mean_text_tokens
 from kilopix.data.shards import Shards
+from kilopix.english import counted
 from kilopix.hardware import peak_flops
 from kilopix.models.dit import DiT
 from kilopix.models.rin import RIN
@@ -177,7 +178,7 @@ class Watch:
         try:
             found = dict(score(weights, folder))
         except UserError as error:  # scores are not worth a run
-            say(f"scores at {images_seen:,} images: {error} Training goes on without scores.")
+            say(f"scores at {counted(images_seen, 'image')}: {error} Training goes on without scores.")
             self.score = None
             return
         finally:

@@ -134,7 +134,7 @@ def test_sd_missing_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=r"sd-vae-ft-ema.*huggingface-cli download"):
+    with pytest.raises(UserError, match=r"sd-vae-ft-ema.*hf download"):
         load_autoencoder(SDAutoencoderConfig(), None)
 
 

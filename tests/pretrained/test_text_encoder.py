@@ -212,9 +212,7 @@ def test_missing_models_say_what_to_do(tmp_path: Path, t5_folder: Path, monkeypa
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(
-        UserError, match=r"nobody/nothing.*huggingface-cli download nobody/nothing --rev.* v2`"
-    ):
+    with pytest.raises(UserError, match=r"nobody/nothing.*hf download nobody/nothing --rev.* v2`"):
         load_text_encoder(T5Config(name="nobody/nothing", revision="v2"))
     with pytest.raises(UserError, match=r"/no/such/folder.*Give the folder"):
         load_text_encoder(T5Config(name="/no/such/folder"))

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from kilopix.training.logs import LogWindow
-from kilopix.training.progress import Meter, Work
 
 
 def window(path: Path) -> LogWindow:
@@ -38,9 +37,3 @@ def test_a_stretch_of_which_all_is_left_out_has_no_loss(tmp_path: Path):
     assert line["loss"] is None
     assert line["grad_norm"] is None
     assert line["left_out"] == 1
-
-
-def test_nothing_is_said_of_a_loss_that_is_not_known():
-    meter = Meter(Work(1e9, 1, None))
-    assert "loss" not in meter.note(None, 0.0, 100)
-    assert "loss 0.5000" in meter.note(0.5, 0.0, 100)

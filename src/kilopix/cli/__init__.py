@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kilopix.cli import data, evaluation, training, use
-from kilopix.cli.options import Overrides, RecipeName, example
+from kilopix.cli.options import Overrides, RecipeName, example, file_ending_in, new_folder
 from kilopix.errors import UserError
 from kilopix.threads import watch_load
 
@@ -27,6 +27,25 @@ app = typer.Typer(
     epilog="Every command can be stopped and typed again: it goes on where it was.",
 )
 
+
+def _say_version(asked: bool) -> bool:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"kilopix {version('kilopix')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """What can be given before any command."""
+
+
 for commands in (data, training, use, evaluation):
     app.add_typer(commands.app)
 
@@ -34,7 +53,9 @@ for commands in (data, training, use, evaluation):
 @app.command(epilog=example("kilopix report run report.html --scores scores --samples pictures"))
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    out: Annotated[Path, typer.Argument(help="HTML file to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Argument(help="HTML file to write.", callback=file_ending_in(".html"))] = Path(
+        "report.html"
+    ),
     scores: Annotated[Path | None, typer.Option(help="Folder that `kilopix evaluate` wrote.")] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder that `kilopix sample` wrote.")] = None,
     augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
@@ -51,7 +72,9 @@ def report(
 
 @app.command(epilog=example("kilopix demo demo"))
 def demo(
-    out: Annotated[Path, typer.Argument(help="Folder for everything that the demo makes.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Argument(help="Folder for everything that the demo makes.", callback=new_folder)
+    ] = Path("demo"),
     overrides: Overrides = None,
     recipe: RecipeName = "mini",
 ) -> None:

@@ -15,6 +15,8 @@ from kilopix.cli.options import (
     Seed,
     Workers,
     example,
+    file_ending_in,
+    new_folder,
 )
 from kilopix.errors import UserError
 
@@ -23,7 +25,7 @@ app = typer.Typer()
 
 @app.command(epilog=example("kilopix mini world --images-per-class 20"))
 def mini(
-    out: Annotated[Path, typer.Argument(help="Folder to write train/ and val/ into.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write train/ and val/ into.", callback=new_folder)],
     images_per_class: Annotated[int, typer.Option(min=1)] = 400,
     size: Annotated[int, typer.Option(min=16, help="Side of a picture in pixels.")] = 64,
     seed: Seed = 0,
@@ -46,7 +48,9 @@ def caption(
             "one such file; or a manifest, to describe its images anew."
         ),
     ],
-    out: Annotated[Path, typer.Argument(help="Manifest to write (.parquet).")],
+    out: Annotated[
+        Path, typer.Argument(help="Manifest to write (.parquet).", callback=file_ending_in(".parquet"))
+    ],
     captioner: Annotated[
         Literal["aio", "structured", "given", "model", "server"],
         typer.Option(
@@ -124,7 +128,13 @@ def caption(
 def captions(
     manifest: ManifestPath,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="JSON file to write; beside the manifest if not given.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="JSON file to write; beside the manifest if not given.",
+            callback=file_ending_in(".json"),
+        ),
     ] = None,
 ) -> None:
     """Report on a manifest's captions: lengths, loops, cut, empty and double ones, absent class names."""
@@ -136,7 +146,7 @@ def captions(
 @app.command(epilog=example("kilopix fetch ILSVRC/imagenet-1k imagenet --split train"))
 def fetch(
     name: Annotated[str, typer.Argument(help="Data set of the Hugging Face hub, or a folder of one.")],
-    out: Annotated[Path, typer.Argument(help="Folder of Parquet files to write.")],
+    out: Annotated[Path, typer.Argument(help="Folder of Parquet files to write.", callback=new_folder)],
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     config: Annotated[str | None, typer.Option(help="Configuration, if the data set has several.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows to take; all if not given.")] = None,
@@ -150,7 +160,9 @@ def fetch(
 @app.command(epilog=example("kilopix augment captions.parquet augmented --size 64"))
 def augment(
     manifest: ManifestPath,
-    out: Annotated[Path, typer.Argument(help="Folder to write images and manifest.parquet into.")],
+    out: Annotated[
+        Path, typer.Argument(help="Folder to write images and manifest.parquet into.", callback=new_folder)
+    ],
     kind: Annotated[
         Literal["cutmix", "crop"], typer.Option(help="Paste another image, or cut a window.")
     ] = "cutmix",
@@ -173,7 +185,7 @@ def augment(
 @app.command(epilog=example("kilopix encode captions.parquet shards --augmented augmented/manifest.parquet"))
 def encode(
     manifest: ManifestPath,
-    out: Annotated[Path, typer.Argument(help="Folder of shards to write.")],
+    out: Annotated[Path, typer.Argument(help="Folder of shards to write.", callback=new_folder)],
     overrides: Overrides = None,
     recipe: RecipeName = "mini",
     augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
@@ -213,7 +225,9 @@ def verify(
 @app.command(epilog=example("kilopix inspect shards shards.html"))
 def inspect(
     shards: Annotated[Path, typer.Argument(help="Folder of shards that `kilopix encode` wrote.")],
-    out: Annotated[Path, typer.Argument(help="HTML file to write.")] = Path("shards.html"),
+    out: Annotated[Path, typer.Argument(help="HTML file to write.", callback=file_ending_in(".html"))] = Path(
+        "shards.html"
+    ),
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="How many pictures.")] = 24,
     seed: Seed = 0,
     device: Device = "auto",

@@ -15,6 +15,8 @@ from kilopix.cli.options import (
     Seed,
     Steps,
     example,
+    file_ending_in,
+    new_folder,
 )
 from kilopix.errors import UserError
 
@@ -43,14 +45,14 @@ Server = Annotated[
     str | None,
     typer.Option(help="Address of an OpenAI-compatible server; its key is read from OPENAI_API_KEY."),
 ]
-Out = typer.Option("--out", "-o", help="Folder to write into.")
+Out = typer.Option("--out", "-o", help="Folder to write into.", callback=new_folder)
 
 
 @app.command("sample-benchmark", epilog=example("kilopix sample-benchmark geneval run pictures"))
 def sample_benchmark(
     benchmark: Annotated[Literal["geneval", "dpg"], typer.Argument(help="Whose prompts.")],
     model: ModelName,
-    out: Annotated[Path, typer.Argument(help="Folder to write the pictures into.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the pictures into.", callback=new_folder)],
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures per prompt.")] = 4,
     lengthened: Annotated[
         Path | None, typer.Option(help="File that `kilopix lengthen` wrote; else the prompts as they are.")
@@ -63,10 +65,7 @@ def sample_benchmark(
         Literal["euler", "ddim", "heun", "ddpm", "dpmpp_2m", "dpmpp_2m_sde"] | None,
         typer.Option(help="Sampler."),
     ] = None,
-    preset: Annotated[
-        Literal["recommended", "published"] | None,
-        typer.Option(help="Sampling settings to start from in place of the recipe's."),
-    ] = None,
+    preset: Preset = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
 ) -> None:
     """Make a model's pictures for the prompts of GenEval or DPG-Bench."""
@@ -118,7 +117,7 @@ def geneval(
 
 @app.command(epilog=example("kilopix lengthen longer.jsonl --model Qwen/Qwen3-8B"))
 def lengthen(
-    out: Annotated[Path, typer.Argument(help="File to write (.jsonl).")],
+    out: Annotated[Path, typer.Argument(help="File to write (.jsonl).", callback=file_ending_in(".jsonl"))],
     model: Annotated[str, typer.Option(help="Name or folder of an instruct model, or its name at a server.")],
     server: Server = None,
     prompts: Annotated[
@@ -138,7 +137,7 @@ def lengthen(
 
 @app.command("fetch-dpg", epilog=example("kilopix fetch-dpg dpg_bench.csv"))
 def fetch_dpg(
-    out: Annotated[Path, typer.Argument(help="File to write (.csv).")],
+    out: Annotated[Path, typer.Argument(help="File to write (.csv).", callback=file_ending_in(".csv"))],
     url: Annotated[str | None, typer.Option(help="Another address than the official one.")] = None,
     sha256: Annotated[str | None, typer.Option(help="The SHA-256 that the file must have.")] = None,
 ) -> None:
@@ -207,7 +206,9 @@ def fidelity(
             help="Settings, as weights.inception=inception.safetensors neighbours=5.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("fidelity"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write into.", callback=new_folder)
+    ] = Path("fidelity"),
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -237,7 +238,9 @@ def fidelity(
 @app.command(epilog=example("kilopix compare scores_a scores_b --out comparison"))
 def compare(
     cards: Annotated[list[Path], typer.Argument(help="Folders of scores, or cards; the first leads.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("comparison"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write into.", callback=new_folder)
+    ] = Path("comparison"),
     allow_unlike: Annotated[
         bool, typer.Option("--allow-unlike", help="One table in spite of unlike protocols, which it marks.")
     ] = False,
@@ -254,7 +257,11 @@ def convert(
     kind: Annotated[Literal["inception", "aesthetic"], typer.Argument(help="Whose weights.")],
     source: Annotated[Path, typer.Argument(metavar="FILE", help="The published .pth file.")],
     out: Annotated[
-        Path | None, typer.Argument(help="File to write; where `kilopix fidelity` looks if not given.")
+        Path | None,
+        typer.Argument(
+            help="File to write (.safetensors); where `kilopix fidelity` looks if not given.",
+            callback=file_ending_in(".safetensors"),
+        ),
     ] = None,
 ) -> None:
     """Turn published weights from a pickle into safetensors, without running code that is in them."""
@@ -275,7 +282,9 @@ def evaluate(
             help="Settings of the evaluation, as evaluation.images_per_prompt=4.", show_default=False
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("scores"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write into.", callback=new_folder)
+    ] = Path("scores"),
     seed: Seed = 0,
     steps: Steps = None,
     guidance: Guidance = None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kilopix.cli.options import Device, Overrides, RecipeName, example
+from kilopix.cli.options import Device, Overrides, RecipeName, example, file_ending_in, new_folder
 
 if TYPE_CHECKING:
     from kilopix.recipe import Recipe
@@ -51,7 +51,7 @@ def plan(
 @app.command(epilog=example("kilopix train shards run training.images=2000"))
 def train(
     shards: Annotated[Path, typer.Argument(help="Folder of shards that `kilopix encode` wrote.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the run.", callback=new_folder)],
     overrides: Overrides = None,
     recipe: RecipeName = "mini",
     device: Device = "auto",
@@ -98,7 +98,13 @@ def average(
         int | None, typer.Option(min=1, help="Images seen at that moment; the end of the run if not given.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write; in the run's folder if not given.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write (.safetensors); in the run's folder if not given.",
+            callback=file_ending_in(".safetensors"),
+        ),
     ] = None,
 ) -> None:
     """Make averaged weights of any width from what a run stored."""

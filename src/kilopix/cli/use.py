@@ -16,6 +16,7 @@ from kilopix.cli.options import (
     Seed,
     Steps,
     example,
+    new_folder,
 )
 from kilopix.errors import UserError
 
@@ -33,7 +34,9 @@ def sample(
         ),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="A file with one prompt a line.")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write into.")] = Path("pictures"),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder to write into.", callback=new_folder)
+    ] = Path("pictures"),
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="Pictures per prompt.")] = 1,
     seed: Seed = 0,
     seeds: Annotated[
@@ -76,7 +79,7 @@ def sample(
 @app.command(epilog=example("kilopix export run exported --scores scores"))
 def export(
     model: ModelName,
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.", callback=new_folder)],
     kind: Annotated[
         Literal["hub", "diffusers"],
         typer.Option("--format", "-f", help="For kilopix and the Hugging Face hub, or for diffusers (DiT)."),
@@ -115,7 +118,10 @@ def export(
 def serve(
     models: Annotated[
         list[str],
-        typer.Argument(help="Run folders, checkpoints or .safetensors files; two can be compared."),
+        typer.Argument(
+            help="Run folders, checkpoints, .safetensors files, models of the Hugging Face hub, or `mini`, "
+            "which is installed; two can be compared."
+        ),
     ],
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from kilopix.data.image_arrays import array_image
 from kilopix.data.sources import BrokenImage, decode, read_bytes
-from kilopix.runtime import progress_bar
+from kilopix.progress import Progress
 from kilopix.types import UserError
 
 Size = tuple[int, int]
@@ -62,11 +62,13 @@ def check_pictures(
     """
     assert files, "a folder without pictures is refused before"
     found: list[_Seen | str] = []
-    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool, progress_bar() as bar:
-        task = bar.add_task("check pictures", total=len(files), note="")
+    with (
+        ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool,
+        Progress("check pictures", len(files)) as shown,
+    ):
         for one in pool.map(lambda file: _look(root, file, cuts, heads_only), files):
             found.append(one)
-            bar.advance(task)
+            shown.advance()
     broken = [(file, one) for file, one in zip(files, found, strict=True) if isinstance(one, str)]
     _refuse(root, [f"{file} ({why})" for file, why in broken], "cannot be read")
     looked = [one for one in found if not isinstance(one, str)]

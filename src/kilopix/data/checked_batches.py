@@ -14,6 +14,7 @@ import torch
 from kilopix.data.loader import Batch, SampleOrder, collate, read_sample
 from kilopix.data.shards import Sample, Shards
 from kilopix.data.text_storage import StoredText
+from kilopix.progress import Progress
 from kilopix.runtime import sha256_of_file
 from kilopix.types import UserError
 
@@ -125,9 +126,14 @@ def mean_text_tokens(shards: Shards, count: int) -> int:
     return round(sum(lengths) / len(lengths))
 
 
-def check_hashes(folder: Path, files: dict[str, str]) -> None:
+def check_hashes(folder: Path, files: dict[str, str], quiet: bool = False) -> None:
     """Read files whole, and raise a `UserError` that names those that are not what they were."""
-    damaged = [name for name, digest in files.items() if sha256_of_file(folder / name) != digest]
+    damaged = []
+    with Progress("verify shards", len(files), unit="file", quiet=quiet) as shown:
+        for name, digest in files.items():
+            if sha256_of_file(folder / name) != digest:
+                damaged.append(name)
+            shown.advance()
     if damaged:
         raise UserError(
             f"{folder}: damaged: {', '.join(damaged)} (SHA-256 is not that of index.json). Encode again "

@@ -99,7 +99,8 @@ class _Worker:
         self.number = number
         self.part: int | None = None
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, job, number), daemon=True)
+        name = f"worker {number}"
+        self.process = context.Process(target=_work, args=(theirs, job, number), name=name, daemon=True)
         self.process.start()
         theirs.close()  # so that the death of the process ends the pipe
 

@@ -71,13 +71,15 @@ class LineJob:
         return lambda part: write_lines(self.parts.path(part), make(part))
 
 
-def make_lines(parts: LineParts, work: Work, title: str, total: int, devices: Sequence[str]) -> None:
+def make_lines(
+    parts: LineParts, work: Work, title: str, total: int, devices: Sequence[str], unit: str = "image"
+) -> None:
     """Make all missing parts: in this process on one device, else in one process for every device named.
 
     A device may be named more than once; on a CPU that is of use where it has several times the cores of
     `MOST_THREADS`. The progress bar counts up to `total`, spread evenly over parts.
     """
-    with missing_parts(parts, title, total) as (missing, done):
+    with missing_parts(parts, title, total, unit) as (missing, done):
         devices = devices[: max(len(missing), 1)]
         with threads_here(network_threads()):
             run_local(LineJob(parts, work, tuple(devices)), missing, len(devices), done)

@@ -123,6 +123,8 @@ def read_manifest(path: Path) -> Manifest:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if path.is_dir():
+        raise UserError(f"{path}: a folder, not a manifest; `kilopix caption` writes one from its images.")
     if not path.is_file():
         raise UserError(f"{path}: no such manifest file; `kilopix caption` and `kilopix augment` write one.")
     try:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kilopix.data.engines import Engine, run_local, run_ray
-from kilopix.runtime import atomic_path, progress_bar, read_json, write_json
+from kilopix.progress import Progress
+from kilopix.runtime import atomic_path, read_json, write_json
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -116,18 +117,19 @@ def make_parts(
 
 
 @contextmanager
-def missing_parts(parts: Parts, title: str, total: int) -> Iterator[tuple[list[int], Callable[[int], None]]]:
+def missing_parts(
+    parts: Parts, title: str, total: int, unit: str = "image"
+) -> Iterator[tuple[list[int], Callable[[int], None]]]:
     """The parts still to be made, and a function that tells the progress bar of one that is.
 
     The bar counts up to `total`, spread evenly over the parts. What a killed worker left behind is deleted.
     """
     _delete_unfinished(parts.folder)
     missing = parts.missing()
-    with progress_bar(disable=not missing) as bar:
-        each = total / max(parts.count, 1)
-        task = bar.add_task(title, total=total, note="")
-        bar.advance(task, (parts.count - len(missing)) * each)
-        yield missing, lambda _: bar.advance(task, each)
+    each = total / max(parts.count, 1)
+    begun = (parts.count - len(missing)) * each
+    with Progress(title, total, begun, unit, quiet=not missing) as shown:
+        yield missing, lambda _: shown.advance(each)
     _delete_unfinished(parts.folder)
 
 

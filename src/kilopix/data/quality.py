@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from kilopix.data.duplicates import near_duplicates, words_of
 from kilopix.data.sources.classes import synonyms
 from kilopix.english import plural
-from kilopix.runtime import progress_bar
+from kilopix.progress import Progress, working
 
 Fault = Literal["empty", "truncated", "loop", "refusal", "duplicate", "class_absent"]
 FAULTS: tuple[Fault, ...] = get_args(Fault)
@@ -127,12 +127,13 @@ def faults_of(caption: str, class_name: str) -> list[Fault]:
 def examine(captions: Sequence[str], classes: Sequence[str], threshold: float = 0.8) -> Quality:
     """The report over all captions, given the class name of each picture (empty where there is none)."""
     found: dict[int, list[Fault]] = {}
-    with progress_bar(disable=len(captions) < _MANY) as bar:
-        task = bar.add_task("examine", total=len(captions), note="captions")
+    with Progress("examine", len(captions), unit="caption", quiet=len(captions) < _MANY) as shown:
         for i, (caption, name) in enumerate(zip(captions, classes, strict=True)):
             found[i] = faults_of(caption, name)
-            bar.advance(task)
-    for group in near_duplicates(captions, threshold):
+            shown.advance()
+    with working("look for near duplicates"):
+        groups = near_duplicates(captions, threshold)
+    for group in groups:
         for i in group[1:]:
             if found[i] != ["empty"]:
                 found[i].append("duplicate")

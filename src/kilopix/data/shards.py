@@ -23,7 +23,7 @@ from kilopix.data.part_facts import load_text
 from kilopix.data.parts import open_table
 from kilopix.data.pixels import WHOLE, Box
 from kilopix.data.text_storage import StoredText, TextStorage, pack, view
-from kilopix.runtime import read_json, write_json
+from kilopix.runtime import no_folder, read_json, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 
 def read_index(folder: Path) -> ShardIndex:
     """Read the index of a complete folder of shards."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {no_folder(folder)} of shards; `kilopix encode` writes one.")
     if not (folder / INDEX).exists():
         raise UserError(f"{folder}: no {INDEX} in it, so no finished shards; run `kilopix encode` (again).")
     values = read_json(folder / INDEX)

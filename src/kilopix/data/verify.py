@@ -14,6 +14,7 @@ import numpy as np
 from kilopix.data.parts import open_table
 from kilopix.data.shards import Blobs, ListedBlobs, ShardIndex, read_index
 from kilopix.data.text_storage import tokens_in, view
+from kilopix.english import counted
 from kilopix.runtime import sha256_of_file
 from kilopix.types import UserError
 
@@ -58,7 +59,7 @@ def verify(folder: Path, on_file: Callable[[], None] = lambda: None) -> Findings
 def check_shards_are_whole(folder: Path) -> None:
     """Raise a `UserError` that names the first faults, if there are any."""
     if faults := verify(folder).faults:
-        raise UserError(f"{folder}: {len(faults)} faults: {'; '.join(faults[:3])}")
+        raise UserError(f"{folder}: {counted(len(faults), 'fault')}: {'; '.join(faults[:3])}")
 
 
 def _check_file(path: Path, index: ShardIndex) -> tuple[int, list[str]]:
@@ -76,8 +77,8 @@ def _check_file(path: Path, index: ShardIndex) -> tuple[int, list[str]]:
         wrong = [i for i, bad in enumerate(_bad_rows(blobs, column, index)) if bad]
         if wrong:
             faults.append(
-                f"{path.name}: {column} of {len(wrong)} rows is of the wrong size or not finite, first of "
-                f"{table.column('path')[row(wrong[0])].as_py()}"
+                f"{path.name}: {column} of {counted(len(wrong), 'row')} is of the wrong size or not "
+                f"finite, first of {table.column('path')[row(wrong[0])].as_py()}"
             )
 
     for column in ("mean", "std", "text", "short_text"):

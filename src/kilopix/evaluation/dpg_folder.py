@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
+from kilopix.english import counted
 from kilopix.types import UserError
 
 Layout = Literal["grid", "single", "folders"]
@@ -93,7 +94,7 @@ def _in_folders(
     count = per_prompt or max(map(len, files.values()))
     for name, found in files.items():
         if len(found) != count:
-            raise UserError(f"{root / name}: {len(found)} pictures, where {count} are expected.")
+            raise UserError(f"{root / name}: {counted(len(found), 'picture')}, where {count} are expected.")
     return [Picture(name, str(f.relative_to(root))) for name in names for f in files[name]]
 
 

@@ -27,6 +27,7 @@ _NOT_PROTOCOL = frozenset(
     }
 )
 _EVALUATOR_FIELDS = frozenset({"evaluator", "evaluator_sha256"})
+CARD = "card.json"
 _SHA256 = "^[0-9a-f]{64}$"
 
 Setting = str | bool | int | FiniteFloat
@@ -108,6 +109,17 @@ class Card(Config):
 def write_card(path: Path, card: Card) -> None:
     """Write a card as JSON, its keys in the order of the fields."""
     write_json(path, card.model_dump(mode="json"))
+
+
+def card_of(path: Path) -> Path:
+    """The card that is named by itself or by its folder; raises `UserError` if neither is there."""
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder of scores, and no card of them either.")
+    if not (path / CARD).is_file():
+        raise UserError(f"{path}: holds no {CARD}, which is where a command that scores puts its scores.")
+    return path / CARD
 
 
 def read_card(path: Path) -> Card:

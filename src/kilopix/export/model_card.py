@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from kilopix.english import counted
 from kilopix.evaluation.protocol import Card, Score
 from kilopix.generator import Generator
 from kilopix.models.rin import RIN
@@ -52,7 +53,7 @@ def model_card(
         _pictures(samples),
         "## Use",
         _use(about, samples, diffusers),
-        f"Its own sampling settings: `{sampling.sampler}`, {sampling.steps} steps, guidance scale "
+        f"Its own sampling settings: `{sampling.sampler}`, {counted(sampling.steps, 'step')}, guidance scale "
         f"{sampling.guidance.scale:g} (1 is off).",
         "## Training",
         _training(generator, about),
@@ -133,7 +134,11 @@ def _use(about: About, samples: Sequence[Sample], diffusers: bool) -> str:
 def _training(generator: Generator, about: About) -> str:
     recipe = generator.recipe
     objective = recipe.objective
-    seen = f"{generator.images_seen:,} images" if generator.images_seen else "images of a number not recorded"
+    seen = (
+        f"{counted(generator.images_seen, 'image')}"
+        if generator.images_seen
+        else "images of a number not recorded"
+    )
     rows = {
         "data": ", ".join(about.datasets) or "not named",
         "seen": f"{seen}, a batch of {recipe.training.batch_size}",
@@ -175,6 +180,6 @@ def _row(score: Score) -> str:
 
 def read_cards(paths: Sequence[Path]) -> list[Card]:
     """Protocol cards, each given as a file or as the folder that holds `card.json`."""
-    from kilopix.evaluation.protocol import read_card
+    from kilopix.evaluation.protocol import card_of, read_card
 
-    return [read_card(path / "card.json" if path.is_dir() else path) for path in paths]
+    return [read_card(card_of(path)) for path in paths]

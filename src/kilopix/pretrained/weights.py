@@ -8,17 +8,20 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kilopix.runtime import read_json, sha256_of_file, sha256_of_text
+from kilopix.runtime import SPEAKERS, read_json, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
 _DIGEST_LENGTH = 16
+_LARGE = 3e8
+"""Bytes of weights that take so long to load that one is told."""
 
 
 def torch_dtype(name: DtypeName, device: str) -> torch.dtype:
@@ -38,7 +41,9 @@ def find_model(name: str, revision: str | None, subfolder: str, stem: str) -> Pa
     folder = folder / subfolder
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: holds no config.json, so it is not a model's folder.")
-    weight_files(folder, stem)
+    size = sum(file.stat().st_size for file in weight_files(folder, stem))
+    if size >= _LARGE and current_process().name in SPEAKERS:
+        say(f"loading {name}{f', {subfolder}' if subfolder else ''} ({size / 1e9:.1f} GB) ...")
     return folder
 
 
@@ -47,6 +52,8 @@ def _download(name: str, revision: str | None, subfolder: str) -> Path:
     from huggingface_hub.errors import HFValidationError
 
     prefix = f"{subfolder}/" if subfolder else ""
+    if current_process().name in SPEAKERS:
+        say(f"looking for {name} on the Hugging Face hub, or in its cache here ...")
     try:
         path = snapshot_download(
             name,
@@ -61,7 +68,7 @@ def _download(name: str, revision: str | None, subfolder: str) -> Path:
         raise UserError(
             f"model {name!r}: it is no folder here, and the Hugging Face hub gave no copy of it "
             f"({str(error).splitlines()[0]}). Give the folder that holds it, or run "
-            f"`huggingface-cli download {name}{at}` where there is a network."
+            f"`hf download {name}{at}` where there is a network."
         ) from None
     return Path(path)
 

@@ -16,6 +16,7 @@ from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.pixels import save_jpeg
 from kilopix.data.rows import write_rows
 from kilopix.data.sources import BrokenImage
+from kilopix.english import counted
 from kilopix.runtime import remove_folder, say, sha256_of_file
 from kilopix.types import UserError
 
@@ -53,7 +54,7 @@ def run(
         "rows_per_part": rows_per_part,
     }
     if done := finished(out / MANIFEST, job):
-        say(f"{out}: already complete, {len(done.rows)} pictures.")
+        say(f"{out}: already complete, {counted(len(done.rows), 'picture')}.")
         return done
     open_job(out, job)
     work = out / "parts"
@@ -64,7 +65,7 @@ def run(
     rows = [row for table in parts.tables() for row in from_table(table)]
     failed = write_manifest(out / MANIFEST, out, rows, job)
     remove_folder(work)
-    say(f"{out}: {len(rows) - len(failed)} pictures by {kind}.")
+    say(f"{out}: {counted(len(rows) - len(failed), 'picture')} by {kind}.")
     return Manifest(out.resolve(), [row for row in rows if not row.error], job)
 
 

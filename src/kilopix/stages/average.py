@@ -6,7 +6,9 @@ In: a run that was trained with `training.average.kind = "power"`. Out: a safete
 
 from pathlib import Path
 
-from kilopix.runtime import say
+from kilopix.english import counted
+from kilopix.progress import working
+from kilopix.runtime import no_folder, say
 from kilopix.training.checkpoint import save_tensors
 from kilopix.training.posthoc import WIDEST, Profile
 from kilopix.training.snapshots import FOLDER, nearest_moment, reconstruct, stored_snapshots
@@ -20,6 +22,8 @@ def run(run_folder: Path, sigma_rel: float, at: int | None = None, out: Path | N
     """Write the average of width `sigma_rel` at the stored moment nearest to `at`, or at the newest."""
     if not 0 < sigma_rel <= WIDEST:
         raise UserError(f"--sigma-rel {sigma_rel}: must be above 0 and at most {WIDEST}.")
+    if not run_folder.is_dir():
+        raise UserError(f"{run_folder}: {no_folder(run_folder)}; give a run.")
     stored = stored_snapshots(run_folder / FOLDER)
     if not stored:
         raise UserError(
@@ -28,12 +32,14 @@ def run(run_folder: Path, sigma_rel: float, at: int | None = None, out: Path | N
         )
     images = nearest_moment(list(stored), at)
     out = out or run_folder / f"average-{sigma_rel:g}.safetensors"
-    tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
+    with working("average"):
+        tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
     save_tensors(out, tensors, header)
     count = sum(profile.images <= images for profile in stored)
     say(
-        f"{out}: sigma_rel {sigma_rel:g} at {images:,} images, from {count} snapshots; its profile is met to "
-        f"{mismatch:.2%}."
+        f"{out}: sigma_rel {sigma_rel:g} at {counted(images, 'image')}, from "
+        f"{counted(count, 'snapshot')}; its profile is "
+        f"met to {mismatch:.2%}."
     )
     if mismatch > FAR:
         say("That is coarse: a width nearer to the stored ones, or a later moment, is met better.")

@@ -25,6 +25,7 @@ from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.quality import Fault, examine
 from kilopix.data.sources import EVERYTHING, Selection, Source, list_source, tell_classes
 from kilopix.data.world.scenes import Scene, load_scenes
+from kilopix.english import counted
 from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
 from kilopix.runtime import remove_folder, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
@@ -63,7 +64,7 @@ def run(
     scenes = _scenes(images, captioner)
     job = _job(pictures, captioner, seed, cleaning)
     if done := finished(out, job):
-        say(f"{out}: already complete, {len(done.rows)} captions.")
+        say(f"{out}: already complete, {counted(len(done.rows), 'caption')}.")
         return done
     make = _maker(pictures, captioner, seed, cleaning, device, scenes)
     rows = _make_all(make, out, job, workers, engine)
@@ -73,7 +74,7 @@ def run(
     several = sum(bool(row.more) for row in made.rows)
     more = f"; images with several captions: {several}" if several else ""
     seen = pictures.source.seen if pictures.source else len(pictures.rows)
-    told = f"{len(made.rows)} images with captions by {_name(captioner)}"
+    told = f"{counted(len(made.rows), 'image')} with captions by {_name(captioner)}"
     say(f"{out}: {told}, of {seen} images and other files that were seen{more}.")
     return made
 
@@ -119,7 +120,7 @@ def redo(
     job = _job(Pictures(source.root, [], sha256_of_file(manifest)), warm, seed, cleaning)
     job |= {"redo": list(faults)}
     if done := finished(out, job):
-        say(f"{out}: already complete, {len(done.rows)} captions.")
+        say(f"{out}: already complete, {counted(len(done.rows), 'caption')}.")
         return done
     before = _counted(source.rows, faults)
     todo = [source.rows[i] for i in before]
@@ -141,8 +142,9 @@ def redo(
     _clean_up(out)
     mended = sum(old != new for old, new in zip(source.rows, kept, strict=True))
     say(
-        f"{out}: {mended} of {len(before)} captions with faults are replaced, and "
-        f"{len(source.failed) - len(failed)} of {len(source.failed)} pictures left out have a caption now."
+        f"{out}: {mended} of {counted(len(before), 'caption')} with faults replaced, and "
+        f"{len(source.failed) - len(failed)} of {counted(len(source.failed), 'picture')} left out "
+        "captioned now."
     )
     return read_manifest(out)
 

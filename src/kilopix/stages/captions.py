@@ -10,6 +10,7 @@ from typing import Any
 
 from kilopix.data.manifest import Manifest, read_manifest
 from kilopix.data.quality import FAULTS, MEANING, Quality, examine
+from kilopix.english import counted
 from kilopix.runtime import say, write_json
 
 
@@ -22,7 +23,7 @@ def run(manifest: Path, out: Path | None = None) -> Quality:
     path = out or manifest.with_name(manifest.stem + ".quality.json")
     write_json(path, report(source, quality))
     _print(source, quality)
-    say(f"{path}: the faults of {len(quality.faults)} of {quality.count} captions.")
+    say(f"{path}: the faults of {len(quality.faults)} of {counted(quality.count, 'caption')}.")
     return quality
 
 
@@ -59,7 +60,10 @@ def _print(source: Manifest, quality: Quality) -> None:
     console.print(table)
     named = quality.class_named
     if total := sum(named.values()):
-        say(f"Of {total} pictures with a class, {named['name']} captions name it, {named['part']} in part.")
+        say(
+            f"Of {counted(total, 'picture')} with a class, {named['name']} captions name it, "
+            f"{named['part']} in part."
+        )
 
 
 def _short(text: str, most: int = 60) -> str:

@@ -10,10 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kilopix.english import counted
 from kilopix.evaluation.comparison import Entry, Row, Unlike, differs, rows, unlike
-from kilopix.evaluation.protocol import Score, read_card
+from kilopix.evaluation.protocol import Score, card_of, read_card
 from kilopix.evaluation.published import Published, read_published
 from kilopix.evaluation.statistics import Interval, Observations, bootstrap, observe
+from kilopix.progress import working
 from kilopix.runtime import atomic_path, read_lines, say
 from kilopix.types import UserError
 
@@ -49,7 +51,8 @@ def run(cards: Sequence[Path], out: Path, allow_unlike: bool = False, published:
             f"these scores do not compare: their protocols differ in {shown}. "
             "--allow-unlike puts them in one table all the same and marks the differences."
         )
-    found = rows(entries)
+    with working("test the differences"):
+        found = rows(entries)
     if len(entries) > 1 and not any(sum(score is not None for score in row.scores) > 1 for row in found):
         raise UserError("no two of these cards have a score of the same name.")
     tables = [_scores_table(entries, found, bool(different)), _protocol_table(entries, different)]
@@ -61,7 +64,7 @@ def run(cards: Sequence[Path], out: Path, allow_unlike: bool = False, published:
     _write(out / MARKDOWN, text)
     _write(out / HTML, _html(tables, after))
     say(text)
-    say(f"{out / MARKDOWN} and {HTML}: {len(entries)} cards, {len(found)} scores.")
+    say(f"{out / MARKDOWN} and {HTML}: {counted(len(entries), 'card')}, {counted(len(found), 'score')}.")
     return tables
 
 
@@ -77,7 +80,7 @@ def _labels(cards: Sequence[Path]) -> list[str]:
 
 
 def _read_entry(path: Path, label: str) -> Entry:
-    card_path = path if path.suffix == ".json" else path / "card.json"
+    card_path = card_of(path)
     card = read_card(card_path)
     values = {score.name: score.value for score in card.scores}
     observations = {n: o for n, o in _observations(card_path.parent).items() if n in values}

@@ -15,6 +15,7 @@ from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
+from kilopix.english import counted
 from kilopix.evaluation.dpg import (
     Categories,
     DpgScores,
@@ -79,7 +80,7 @@ def run(
         old = score_items(as_published, "last")
         scores += _scores(PUBLISHED, as_published, old, "last")
     if unknown := sum(line["vqa_score"] is None for line in lines):
-        because = f"the probability of yes is not known for {unknown} of {len(lines)} pictures"
+        because = f"the probability of yes is not known for {unknown} of {counted(len(lines), 'picture')}"
         left_out.append(LeftOut(name="VQAScore", because=because))
     else:
         scores.append(_vqa_score(lines))
@@ -133,7 +134,7 @@ def _answers(
     }
     path = out / ANSWERS
     if done := finished_lines(path, job):
-        say(f"{path}: already complete, {len(done[1])} pictures.")
+        say(f"{path}: already complete, {counted(len(done[1]), 'picture')}.")
         return done
     # A server is asked many things at once by one process.
     where = ["cpu"] if vqa.kind == "server" else [pick_device(device) for device in devices]

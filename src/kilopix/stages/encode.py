@@ -27,10 +27,12 @@ from kilopix.data.shards import (
     write_index,
 )
 from kilopix.encoding import EncodePart, to_images
+from kilopix.english import counted
 from kilopix.pretrained.autoencoder import (
     load_autoencoder,
 )
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
+from kilopix.progress import working
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
     atomic_path,
@@ -99,7 +101,7 @@ def run(
     if (out / INDEX).exists():
         check_same_job(read_json(out / JOB), job, out)
         index = read_index(out)
-        say(f"{out}: already complete, {index.plain} + {index.augmented} pictures.")
+        say(f"{out}: already complete, {counted(index.plain, 'picture')} and {index.augmented:,} augmented.")
         return index
     pictures = _pictures(plain, manifest, augmented, online, recipe, out, job)
     device = device if engine == "ray" else pick_device(device)
@@ -119,7 +121,7 @@ def run(
     write_index(out, index)
     remove_folder(out / "work")
     note = f", PSNR of the codec {psnr:.1f} dB" if psnr else ""
-    say(f"{out}: {index.plain} + {index.augmented} pictures{note}.")
+    say(f"{out}: {counted(index.plain, 'picture')} and {index.augmented:,} augmented{note}.")
     report_left_out(left_out, out / "failures.jsonl")
     return index
 
@@ -142,7 +144,8 @@ def _pictures(
     if online and augment.kind == "cutmix" and len({row.class_name for row in plain.rows}) < 2:
         raise UserError(f"{path}: CutMix pastes a picture of another class, and there is only one class.")
     open_job(out, job)
-    rows = write_rows(plain, out / "work" / "plain.arrow")
+    with working("write the list of images"):
+        rows = write_rows(plain, out / "work" / "plain.arrow")
     pictures = {"plain": Pictures(rows, size)}
     if other is not None:
         pictures["augmented"] = Pictures(write_rows(other, out / "work" / "augmented.arrow"), size)
@@ -170,6 +173,7 @@ def _given_codec(folder: Path, recipe: Recipe) -> Path:
     return folder / CODEC
 
 
+@working("fit the codec")
 def _fit_codec(pictures: Pictures, out: Path, recipe: Recipe) -> float | None:
     """Fit the patch codec on a sample of the pictures, and measure it on pictures outside the sample."""
     if not isinstance(recipe.autoencoder, PatchCodecConfig):
@@ -198,6 +202,7 @@ def _load_some(pictures: Pictures, numbers: list[int]) -> Tensor:
     return to_images(loaded[0], "cpu")
 
 
+@working("hash the shards")
 def _index(
     parts: ShardParts, recipe: Recipe, out: Path, psnr: float | None, augmentation: dict[str, Any]
 ) -> tuple[ShardIndex, list[tuple[str, str]]]:

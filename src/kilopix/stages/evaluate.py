@@ -16,10 +16,10 @@ import torch
 from kilopix.config import merge, parse, parse_overrides
 from kilopix.data.manifest import Row, read_manifest
 from kilopix.data.parts import open_job
-from kilopix.data.pictures import save_png
 from kilopix.data.sources import BrokenImage, open_image, open_picture, square
 from kilopix.data.world.objects import HUES, OBJECTS, training_colors
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
+from kilopix.english import counted
 from kilopix.evaluation.fidelity import kernel_distance_interval
 from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
 from kilopix.evaluation.geneval_prompts import world_prompts
@@ -31,8 +31,9 @@ from kilopix.features import versions
 from kilopix.generator import Generator
 from kilopix.pretrained.judge import load_judge
 from kilopix.pretrained.vision import load_efficientnet_lite0
+from kilopix.progress import Progress, working
 from kilopix.recipe import Recipe
-from kilopix.runtime import atomic_path, progress_bar, report_left_out, say, sha256_of_file, sha256_of_text
+from kilopix.runtime import atomic_path, report_left_out, say, sha256_of_file, sha256_of_text
 from kilopix.types import Detection, UserError
 
 CARD = "card.json"
@@ -98,12 +99,13 @@ def run(
     judged_jobs = _jobs(out / "tasks", [text for text in texts for _ in range(repeats)], seed)
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
     _make_pictures(generator, judged_jobs + fidelity_jobs, sampling, recipe.evaluation.batch_size)
-    say("looking at the pictures ...")
-    detections = judge.detect(_read([job.file for job in judged_jobs]))
+    with working("looking for objects in the pictures"):
+        detections = judge.detect(_read([job.file for job in judged_jobs]))
     results = score_images(asked, detections, JUDGE_OPTIONS)
     _write_judged(out / JUDGED, judged_jobs, results, detections)
     fake = _read([job.file for job in fidelity_jobs])
-    kernel = kernel_distance_interval(features.features(real), features.features(fake))
+    with working("comparing with held-out pictures"):
+        kernel = kernel_distance_interval(features.features(real), features.features(fake))
     kid = Score(
         name="KID", value=kernel.value, low=kernel.low, high=kernel.high, n=len(fake), unit="lower is better"
     )
@@ -165,14 +167,8 @@ def _jobs(folder: Path, prompts: list[str], first_seed: int) -> list[Job]:
 
 def _make_pictures(generator: Generator, jobs: list[Job], sampling: SamplingConfig, size: int) -> None:
     missing = [job for job in jobs if not job.file.exists()]
-    with progress_bar() as bar:
-        task = bar.add_task("sample for scores", total=len(jobs), completed=len(jobs) - len(missing), note="")
-        for start in range(0, len(missing), size):
-            batch = missing[start : start + size]
-            images = generator.generate([(job.prompt, job.seed) for job in batch], sampling, size)
-            for job, image in zip(batch, images, strict=True):
-                save_png(image, job.file)
-            bar.advance(task, len(batch))
+    with Progress("sample for scores", len(jobs), len(jobs) - len(missing)) as shown:
+        generator.write([(job.file, job.prompt, job.seed) for job in missing], sampling, size, shown)
 
 
 def _read(files: list[Path]) -> torch.Tensor:
@@ -193,7 +189,8 @@ def _read_real(root: Path, rows: list[Row], size: int) -> tuple[torch.Tensor, li
             left_out.append((row.path, str(error)))
     if len(arrays) < FEWEST_HELD_OUT:
         raise UserError(
-            f"{root}: {len(arrays)} held-out pictures can be read, and the distance needs {FEWEST_HELD_OUT}."
+            f"{root}: {counted(len(arrays), 'held-out picture')} can be read, and the distance "
+            f"needs {FEWEST_HELD_OUT}."
         )
     return _stack(arrays), left_out
 
@@ -202,6 +199,7 @@ def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
 
+@working("compute intervals")
 def _task_scores(results: Results) -> list[Score]:
     """The mean of the tasks first, then every task, then the colour tasks by seen and unseen pairs."""
     whole = bootstrap(observations(results))

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from kilopix.data.pictures import save_png
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.export.diffusers_folder import INDEX, write_pipeline
 from kilopix.export.model_card import About, Sample, model_card, read_cards
 from kilopix.export.weights_file import header_of, write_weights
 from kilopix.generator import Generator
 from kilopix.model_files import CONFIG, WEIGHTS
+from kilopix.progress import Progress
 from kilopix.runtime import read_json, say, write_json
 from kilopix.types import UserError
 
@@ -60,9 +60,9 @@ def run(
             write_weights(generator, temporary / WEIGHTS)
             write_json(temporary / CONFIG, {"made_by": MADE_BY, **header_of(generator)})
         samples = [Sample(f"{SAMPLES}/{i:02d}.png", text, seed) for i, text in enumerate(prompts)]
-        pictures = generator.generate([(s.prompt, s.seed) for s in samples])
-        for sample, picture in zip(samples, pictures, strict=True):
-            save_png(picture, temporary / sample.file)
+        wanted = [(temporary / s.file, s.prompt, s.seed) for s in samples]
+        with Progress("sample for the card", len(wanted)) as shown:
+            generator.write(wanted, sampling, 32, shown)
         text = model_card(generator, about, cards, samples, kind == "diffusers")
         (temporary / CARD).write_text(text, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from kilopix.data.parts import JOB, open_job
 from kilopix.data.sources.listing import SAVED
-from kilopix.runtime import atomic_path, progress_bar, read_json, say, write_json
+from kilopix.english import counted
+from kilopix.progress import Progress, working
+from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -34,22 +36,21 @@ def run(
     open_job(out, job)
     if (out / DONE).exists():
         rows = read_json(out / DONE)["rows"]
-        say(f"{out}: already complete, {rows} rows.")
+        say(f"{out}: already complete, {counted(rows, 'row')}.")
         return rows
     stream, schema, image = _open_stream(name, split, config)
     files = list(takewhile(Path.exists, (_file(out, split, i) for i in count())))
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    with progress_bar() as bar:
-        task = bar.add_task("fetch", total=limit, completed=rows, note="rows")
+    with Progress("fetch", limit, rows, "row") as shown:
         coming = iter(islice(stream.skip(rows), None if limit is None else max(0, limit - rows)))
         for number, table in enumerate(_tables(coming, schema, image), len(files)):
             _write(_file(out, split, number), table)
             rows += len(table)
-            bar.advance(task, len(table))
+            shown.advance(len(table))
     if not rows:
         raise UserError(f"{name}: its split {split} holds no row.")
     write_json(out / DONE, {"rows": rows} | read_json(out / JOB))
-    say(f"{out}: {rows} rows of {name}.")
+    say(f"{out}: {counted(rows, 'row')} of {name}.")
     return rows
 
 
@@ -57,6 +58,7 @@ def _file(out: Path, split: str, number: int) -> Path:
     return out / f"{split}-{number:05d}.parquet"
 
 
+@working("open the data set")
 def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Schema", str]:
     """The rows as they come, their columns, and the name of the column of pictures."""
     try:

@@ -10,6 +10,7 @@ import re
 import urllib.request
 from pathlib import Path
 
+from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
 from kilopix.runtime import atomic_path, say, sha256_of_file
 from kilopix.types import UserError
@@ -48,7 +49,7 @@ def run(out: Path, url: str = OFFICIAL, sha256: str | None = None) -> str:
         else f"recorded in {record}, not vouched for"
     )
     questions = sum(len(item.questions) for item in items)
-    say(f"{out}: {len(items)} prompts, {questions} questions, SHA-256 {found} ({how}).")
+    say(f"{out}: {counted(len(items), 'prompt')}, {counted(questions, 'question')}, SHA-256 {found} ({how}).")
     return found
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from kilopix.config import parse, parse_overrides
 from kilopix.data.picture_sets import ARRAYS, SAMPLES, PictureSet
+from kilopix.english import counted
 from kilopix.evaluation.fidelity import frechet_distance
 from kilopix.evaluation.made import MADE, Made, made_by_sampling, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, Setting, write_card
@@ -28,10 +29,10 @@ from kilopix.features import load_network, stored_moments, versions
 from kilopix.fidelity_sets import FidelityConfig, Work, read_work
 from kilopix.pretrained.aesthetic import load_aesthetic
 from kilopix.pretrained.vision_hub import CLIP, cosines
+from kilopix.progress import Progress, working
 from kilopix.runtime import (
     atomic_path,
     cache_folder,
-    progress_bar,
     read_json,
     say,
     sha256_of_text,
@@ -103,7 +104,7 @@ def run(
         say(f"  {score.name}: {score.value:.4g}{interval}")
     for name, because in left_out.items():
         say(f"  {name}: left out, because {because.rstrip('.')}.")
-    say(f"{out / CARD}: {len(scores)} scores of {card.images} pictures.")
+    say(f"{out / CARD}: {counted(len(scores), 'score')} of {counted(card.images, 'picture')}.")
     return card
 
 
@@ -177,16 +178,17 @@ def _compare(work: Work, name: str) -> dict[str, float]:
         assert real is not None
         moments = stored_moments(real)
     distance = "FID" if name == "inception" else "Frechet distance"
-    values = {distance: frechet_distance(moments, stored_moments(fake))}
+    with working(f"{name}, {distance}"):
+        values = {distance: frechet_distance(moments, stored_moments(fake))}
     if real is None:
         return values
-    mean, deviation = kernel_distance_subsets(
-        real, fake, config.kid_subsets, config.kid_subset_size, config.seed
-    )
+    with working(f"{name}, KID"):
+        mean, deviation = kernel_distance_subsets(
+            real, fake, config.kid_subsets, config.kid_subset_size, config.seed
+        )
     values |= {"KID": mean, "KID, deviation of its subsets": deviation}
-    with progress_bar() as bar:
-        task = bar.add_task(f"{name}, neighbours", total=comparisons(real, fake), note="")
-        return values | asdict(neighbours(real, fake, config.neighbours, lambda: bar.advance(task)))
+    with Progress(f"{name}, neighbours", comparisons(real, fake), unit="comparison") as shown:
+        return values | asdict(neighbours(real, fake, config.neighbours, shown.advance))
 
 
 def _remember(path: Path, fingerprint: str, compute: Callable[[], Any]) -> Any:
@@ -220,8 +222,7 @@ def _score_pictures(work: Work, name: str, network: CLIP) -> list[float]:
     features = work.features(network.name)
     head = load_aesthetic(work.config.weights.file(name), work.device) if name == "aesthetic" else None
     values: list[float] = []
-    with progress_bar() as bar:
-        task = bar.add_task(name, total=sum(features.sizes), note="")
+    with Progress(name, sum(features.sizes)) as shown:
         for i, size in enumerate(features.sizes):
             block = features.block(i)
             if head is not None:
@@ -231,7 +232,7 @@ def _score_pictures(work: Work, name: str, network: CLIP) -> list[float]:
                 cosine = cosines(block, network.text_features(prompts))
                 scores = cosine.clamp(min=0) * 100 if name == "clipscore" else cosine * network.scale
             values += scores.tolist()
-            bar.advance(task, size)
+            shown.advance(size)
     return values
 
 

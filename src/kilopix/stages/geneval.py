@@ -21,6 +21,7 @@ from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
+from kilopix.english import counted
 from kilopix.evaluation.geneval import COLORS, GenevalOptions, Prompt, keep_detections, prompts_to_text
 from kilopix.evaluation.geneval_folder import Asked, check_official, read_folder
 from kilopix.evaluation.geneval_prompts import OBJECTS
@@ -130,7 +131,7 @@ def _detections(
     path = out / DETECTIONS
     if done := finished_lines(path, job):
         header, lines = done
-        say(f"{path}: already complete, {len(lines)} pictures; the rules are applied to it.")
+        say(f"{path}: already complete, {counted(len(lines), 'picture')}; the rules are applied to it.")
         return header, [_read_objects(line) for line in lines]
     work = Look(images, files, prompts, checked.sha256, reading)
     devices = [pick_device(device) for device in devices]

@@ -16,6 +16,7 @@ from PIL import Image
 from kilopix.config import Config, parse
 from kilopix.data.shards import Sample, Shards
 from kilopix.pretrained.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
+from kilopix.progress import track
 from kilopix.runtime import atomic_path, pick_device, say, seed_from
 from kilopix.types import UserError
 
@@ -67,7 +68,7 @@ def _page(shards: Shards, autoencoder: Autoencoder, chosen: list[int]) -> str:
     captions = shards.column("augmented", "caption")
     kinds = shards.column("augmented", "kind")
     rows = []
-    for i in chosen:
+    for i in track(chosen, "decode"):
         plain = _show(autoencoder, shards.plain(i), " / ".join(shards.captions(i)), "plain")
         versions = shards.versions(i)
         other = shards.augmented(i)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.data.parts import open_job
+from kilopix.english import counted
 from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import INSTRUCTION, Lengthened, lengthened_from_lines
 from kilopix.pretrained.instruct import InstructConfig, load_instruct
@@ -33,14 +34,14 @@ def run(
         "instruction": sha256_of_text(INSTRUCTION),
     }
     if done := finished_lines(out, job):
-        say(f"{out}: already complete, {len(done[1])} prompts.")
+        say(f"{out}: already complete, {counted(len(done[1]), 'prompt')}.")
         return lengthened_from_lines([done[0], *done[1]], str(out))
     folder = out.with_name(f".{out.stem}.parts")
     open_job(folder, job)
     parts = LineParts(folder, -(-len(texts) // PER_PART))
     # A server is asked many things at once by one process.
     where = ["cpu"] if model.kind == "server" else [pick_device(device) for device in devices]
-    make_lines(parts, Lengthen(texts, model), "lengthen", len(texts), where)
+    make_lines(parts, Lengthen(texts, model), "lengthen", len(texts), where, "prompt")
     lines = list(parts.lines())
     models = {line["model_fingerprint"] for line in lines}
     if len(models) > 1:
@@ -48,7 +49,7 @@ def run(
     header = {"model": model.name, "model_fingerprint": models.pop(), "instruction": INSTRUCTION, "job": job}
     write_lines(out, [header, *({k: line[k] for k in ("prompt", "lengthened")} for line in lines)])
     remove_folder(folder)
-    say(f"{out}: {len(texts)} prompts lengthened by {model.name}.")
+    say(f"{out}: {counted(len(texts), 'prompt')} lengthened by {model.name}.")
     return lengthened_from_lines(read_lines(out), str(out))
 
 

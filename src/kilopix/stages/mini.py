@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.data.engines import run_local
-from kilopix.runtime import atomic_path, progress_bar, read_json, write_json
+from kilopix.english import counted
+from kilopix.progress import Progress
+from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
 
 _CHUNK = 128  # pictures that a worker draws at a time
@@ -82,7 +84,7 @@ def run(
     }
     _check(arguments, workers)
     if _claim(out, arguments):
-        print(f"{out}: already complete.")
+        say(f"{out}: already complete.")
         return
     splits = {"train": images_per_class, "val": val_per_class}
     pictures = {split: _pictures(split, count, classes) for split, count in splits.items()}
@@ -91,7 +93,7 @@ def run(
         _write_scenes(out / split, seed, pictures[split])
     write_json(out / "mini.json", {"complete": True, **arguments})
     total = classes * (images_per_class + val_per_class)
-    print(f"{out}: {total} pictures of {classes} classes, {size} x {size} pixels.")
+    say(f"{out}: {counted(total, 'picture')} of {counted(classes, 'class')}, {size} x {size} pixels.")
 
 
 def _check(arguments: dict[str, int], workers: int | None) -> None:
@@ -144,14 +146,9 @@ def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers
             unfinished.unlink()
     left = [picture for picture in pictures if not (out / picture.split / picture.file).exists()]
     chunks = tuple(tuple(left[i : i + _CHUNK]) for i in range(0, len(left), _CHUNK))
-    with progress_bar() as bar:
-        task = bar.add_task("drawing", total=len(pictures), note="")
-        bar.advance(task, len(pictures) - len(left))
-
-        def done(number: int) -> None:
-            bar.advance(task, len(chunks[number]))
-
-        run_local(_Draw(out, seed, size, chunks), range(len(chunks)), workers, done)
+    with Progress("draw", len(pictures), len(pictures) - len(left)) as shown:
+        draw = _Draw(out, seed, size, chunks)
+        run_local(draw, range(len(chunks)), workers, lambda number: shown.advance(len(chunks[number])))
 
 
 def _write_scenes(folder: Path, seed: int, pictures: list[_Picture]) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from kilopix.budget import IMAGENET, Budget, Encoded, Memory, Speed, measured_speed
 from kilopix.data.checked_batches import mean_text_tokens
 from kilopix.data.shards import Shards
+from kilopix.english import counted
 from kilopix.hardware import Device, Precision, device_named, this_device
+from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import pick_device, say
 from kilopix.types import UserError
@@ -52,8 +54,8 @@ def plan(name: str, recipe: Recipe, question: Question) -> list[str]:
     budget = Budget(recipe, encoded, pictures, precision)
     training, steps = recipe.training, -(-recipe.training.images // recipe.training.batch_size)
     lines = [
-        f"{name}: {budget.parameters / 1e6:.1f} million parameters, {training.images:,} images in "
-        f"{steps:,} steps of {training.batch_size:,}",
+        f"{name}: {budget.parameters / 1e6:.1f} million parameters, {counted(training.images, 'image')} in "
+        f"{counted(steps, 'step')} of {training.batch_size:,}",
         _line("FLOPs", f"{_flops(budget.flops_per_image)} an image trained, with {encoded.tokens} tokens of "
         f"text ({source}); {budget.flops:.3g} FLOP the run"),
         _line("shards", _shards(budget, question)),
@@ -109,7 +111,7 @@ def _shards(budget: Budget, question: Question) -> str:
         held = sum((question.shards / name).stat().st_size for name in files)
         return f"{_size(float(held))} in {question.shards}"
     usual = "as many as ImageNet has" if budget.pictures == IMAGENET else "as many as are drawn"
-    what = f"{budget.pictures:,} pictures" + ("" if question.images else f" ({usual}; --images)")
+    what = f"{counted(budget.pictures, 'picture')}" + ("" if question.images else f" ({usual}; --images)")
     times = " and their augmented versions" if budget.rows > budget.pictures else ""
     return f"{_size(budget.shard_bytes)}: {what}{times}, {_size(budget.row_bytes())} a row"
 
@@ -126,7 +128,8 @@ def _memory(memory: Memory, precision: Precision, kind: Device | None) -> str:
 def _time(budget: Budget, question: Question, here: str | None, kind: Device | None, micro: int) -> str:
     """Hours, and where the utilisation comes from."""
     if question.utilisation is None and here is not None:
-        speed: Speed = measured_speed(budget, here, micro)
+        with working("measure some steps"):
+            speed: Speed = measured_speed(budget, here, micro)
         hours = budget.recipe.training.images / speed.images * speed.seconds / 3600
         share = f", {speed.utilisation:.0%} of the peak" if speed.utilisation else ""
         rate = speed.images / speed.seconds

@@ -19,6 +19,7 @@ from kilopix.curves import score_curves, training_curve, validation_curves
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
+from kilopix.english import counted
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card, read_card
 from kilopix.runtime import atomic_path, read_json, read_lines, say
@@ -46,6 +47,8 @@ def run(
     beside: Path | None = None,
 ) -> None:
     """Write the page; `beside` are samples of another model, shown under those of the same prompts."""
+    if run_folder.is_dir() and not (run_folder / "recipe.json").is_file():
+        raise UserError(f"{run_folder}: holds no recipe.json, so it is no run of `kilopix train`.")
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
     page = _template().render(
@@ -182,7 +185,7 @@ def _sheets(folder: Path) -> list[Figure]:
         sheet = _open(file)
         if sheet.width > SHEET_WIDTH:
             sheet = sheet.resize((SHEET_WIDTH, round(sheet.height * SHEET_WIDTH / sheet.width)))
-        figures.append(Figure(_uri(sheet), f"after {int(file.stem):,} pictures"))
+        figures.append(Figure(_uri(sheet), f"after {counted(int(file.stem), 'picture')}"))
     return figures
 
 

@@ -11,8 +11,10 @@ from typing import Any
 from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
+from kilopix.english import counted
 from kilopix.generator import Generator
-from kilopix.runtime import progress_bar, read_json, say, write_json
+from kilopix.progress import Progress
+from kilopix.runtime import read_json, say, write_json
 from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
@@ -81,12 +83,12 @@ def run(
         (out / GRID).unlink(missing_ok=True)
         write_json(out / LIST, made)
     elif (out / GRID).exists():
-        say(f"{out / GRID}: already complete, {len(files)} pictures.")
+        say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
         return files
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
-    say(f"{out / GRID}: {len(files)} pictures.")
+    say(f"{out / GRID}: {counted(len(files), 'picture')}.")
     return files
 
 
@@ -103,22 +105,17 @@ def _make_missing(
     generator: Generator, jobs: list[_Job], files: list[Path], settings: list[SamplingConfig]
 ) -> None:
     missing = [i for i, file in enumerate(files) if not file.exists()]
-    with progress_bar() as bar:
-        task = bar.add_task("sample", total=len(files), completed=len(files) - len(missing), note="")
+    with Progress("sample", len(files), len(files) - len(missing)) as shown:
         for sampling in settings:
             alike = [i for i in missing if jobs[i].sampling is sampling]
-            for start in range(0, len(alike), BATCH):
-                batch = alike[start : start + BATCH]
-                images = generator.generate([(jobs[i].prompt, jobs[i].seed) for i in batch], sampling, BATCH)
-                for i, image in zip(batch, images, strict=True):
-                    save_png(image, files[i])
-                bar.advance(task, len(batch))
+            wanted = [(files[i], jobs[i].prompt, jobs[i].seed) for i in alike]
+            generator.write(wanted, sampling, BATCH, shown)
 
 
 def _contact_sheet(images: list[Any], prompts: Sequence[str], seeds: Sequence[int], sweep: Sweep) -> Any:
     """A plain grid; or with a sweep, guidance from left to right, and all else from top to bottom."""
     scales = [f"guidance {scale:g}" for scale in sweep.guidance]
-    steps = [f"{count} steps" for count in sweep.steps]
+    steps = [counted(count, "step") for count in sweep.steps]
     if len(scales) < 2 and len(steps) < 2:
         return grid(images, prompts, len(seeds))
     columns, others = (scales, steps) if len(scales) > 1 else (steps, scales)

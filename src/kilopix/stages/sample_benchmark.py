@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from kilopix.data.parts import check_same_job
-from kilopix.data.pictures import save_png
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
+from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
 from kilopix.evaluation.geneval import prompts_to_text
 from kilopix.evaluation.geneval_folder import metadata_path, metadata_text, sample_path
@@ -18,7 +18,8 @@ from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import lengthened_from_lines
 from kilopix.evaluation.made import MADE, PLAIN, Made, write_made
 from kilopix.generator import Generator
-from kilopix.runtime import atomic_path, progress_bar, read_json, read_lines, say, sha256_of_text
+from kilopix.progress import Progress
+from kilopix.runtime import atomic_path, read_json, read_lines, say, sha256_of_text
 from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]
@@ -69,15 +70,9 @@ def run(
         _write_metadata(out)
     jobs = [(out / file, one.text, seed + i) for one in asked for i, file in enumerate(one.files)]
     missing = [job for job in jobs if not job[0].exists()]
-    with progress_bar() as bar:
-        task = bar.add_task("sample", total=len(jobs), completed=len(jobs) - len(missing), note="")
-        for start in range(0, len(missing), BATCH):
-            batch = missing[start : start + BATCH]
-            images = generator.generate([(text, number) for _, text, number in batch], sampling, BATCH)
-            for (file, _, _), image in zip(batch, images, strict=True):
-                save_png(image, file)
-            bar.advance(task, len(batch))
-    say(f"{out}: {len(jobs)} pictures of {len(asked)} prompts, {style}.")
+    with Progress("sample", len(jobs), len(jobs) - len(missing)) as shown:
+        generator.write(missing, sampling, BATCH, shown)
+    say(f"{out}: {counted(len(jobs), 'picture')} of {counted(len(asked), 'prompt')}, {style}.")
     return out
 
 

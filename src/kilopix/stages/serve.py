@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kilopix.errors import UserError
+from kilopix.progress import working
 from kilopix.runtime import pick_device, say
 from kilopix.web.requests import Limits
 
@@ -77,10 +78,11 @@ def prepare(
     from kilopix.web.worker import Worker
 
     limits = limits or Limits()
-    models = load_models(paths, pick_device(device))
+    with working("load the models"):
+        models = load_models(paths, pick_device(device))
+        for model in models.values():
+            model.warm_up()
     first = next(iter(models.values()))
-    for model in models.values():
-        model.warm_up()
     data = DataView(shards, first) if shards else None
     folder = run_folder or _own_run(paths[0])
     worker = Worker(models, limits)

@@ -21,8 +21,10 @@ from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.engine import CHECKPOINTS, go_on_from, start, train
+from kilopix.english import counted
 from kilopix.graft import beginning
 from kilopix.network import build_network, training_flops_per_image
+from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
 from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_weights
@@ -94,16 +96,17 @@ def _run(
     weights = beginning(recipe, header, out / RECIPE, begun, processes.main)
     if processes.once(lambda: _open_run(shards_folder, out, header)):
         if processes.main:
-            say(f"{out}: already trained on {recipe.training.images:,} images.")
+            say(f"{out}: already trained on {counted(recipe.training.images, 'image')}.")
         return True
     if recipe.training.verify_shards:
         _verify(shards, processes)
     newest = processes.once(lambda: newest_checkpoint(out / CHECKPOINTS))
-    state = start(recipe, shards, out, header, processes, weights, newest)
-    if newest:
-        go_on_from(state, newest)
-        if processes.main:
-            say(f"{out}: going on from {state.images_seen:,} images.")
+    with working("prepare the network", quiet=not processes.main):
+        state = start(recipe, shards, out, header, processes, weights, newest)
+        if newest:
+            go_on_from(state, newest)
+    if newest and processes.main:
+        say(f"{out}: going on from {counted(state.images_seen, 'image')}.")
     if processes.main:
         cut_log(out / LOG, state.images_seen)
     finished = train(state, validation, score)
@@ -112,8 +115,10 @@ def _run(
         save_weights(out / MODEL, state.average.network, ended, processes.main)
     if processes.main:
         minutes = f"{state.seconds / 60:.1f} minutes"
-        trained = f"{out / MODEL}: trained on {state.images_seen:,} images in {minutes}."
-        stopped = f"{out}: stopped at {state.images_seen:,} images; the same command goes on from there."
+        trained = f"{out / MODEL}: trained on {counted(state.images_seen, 'image')} in {minutes}."
+        stopped = (
+            f"{out}: stopped at {counted(state.images_seen, 'image')}; the same command goes on from there."
+        )
         say(trained if finished else stopped)
     return finished
 
@@ -128,7 +133,7 @@ def describe(shards_folder: Path, recipe: Recipe) -> None:
     say(json.dumps(recipe.model_dump(mode="json"), indent=1))
     say(f"parameters: {parameters / 1e6:.2f} million")
     say(f"FLOPs: {flops / 1e9:.2f} billion a picture trained (64 text tokens)")
-    say(f"run: {flops * recipe.training.images:.2e} FLOPs on {recipe.training.images:,} pictures")
+    say(f"run: {flops * recipe.training.images:.2e} FLOPs on {counted(recipe.training.images, 'picture')}")
 
 
 def _open_run(shards_folder: Path, out: Path, header: dict[str, Any]) -> bool:
@@ -165,7 +170,7 @@ def _verify(shards: Shards, processes: Processes) -> None:
     files = list(shards.index.files.items())[processes.rank :: processes.count]
     problem = None
     try:
-        check_hashes(shards.folder, dict(files))
+        check_hashes(shards.folder, dict(files), quiet=not processes.main)
     except UserError as error:
         problem = str(error)
     if found := [text for text in processes.gather(problem) if text]:

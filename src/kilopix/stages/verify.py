@@ -7,7 +7,9 @@ from pathlib import Path
 
 from kilopix.data.shards import read_index
 from kilopix.data.verify import verify
-from kilopix.runtime import progress_bar, say
+from kilopix.english import counted
+from kilopix.progress import Progress
+from kilopix.runtime import say
 from kilopix.types import UserError
 
 SHOWN = 20
@@ -16,17 +18,17 @@ SHOWN = 20
 def run(shards: Path) -> None:
     """Check hashes, counts, sizes and finiteness of all files; a fault is a `UserError`."""
     index = read_index(shards)
-    with progress_bar() as bar:
-        task = bar.add_task("verify", total=len(index.files), note="files")
-        findings = verify(shards, lambda: bar.advance(task))
+    with Progress("verify", len(index.files), unit="file") as shown:
+        findings = verify(shards, shown.advance)
     for fault in findings.faults[:SHOWN]:
         say(f"  {fault}")
     if findings.faults:
         raise UserError(
-            f"{shards}: {len(findings.faults)} faults. A damaged or missing part is made again, alone, if "
-            "you delete it and index.json and run `kilopix encode` again as before."
+            f"{shards}: {counted(len(findings.faults), 'fault')}. A damaged or missing part is made again, "
+            "alone, if you delete it and index.json and run `kilopix encode` again as before."
         )
     say(
-        f"{shards}: whole. {len(index.files)} files, {index.plain} plain and {index.augmented} augmented "
-        f"pictures, text in {index.text_storage} cut at {index.text_encoder.get('max_tokens')} tokens."
+        f"{shards}: whole. {counted(len(index.files), 'file')}, {index.plain} plain and "
+        f"{index.augmented} augmented pictures, text in {index.text_storage} "
+        f"cut at {index.text_encoder.get('max_tokens')} tokens."
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+from kilopix.english import counted
 from kilopix.web.following import Sight
 from kilopix.web.rest import to_base64
 
@@ -93,14 +94,14 @@ def progress(sights: Sequence[Sight], seconds: float) -> str:
     """How far orders are, as a bar and in words."""
     pictures = sum(len(sight.order.jobs) for sight in sights)
     if all(sight.done for sight in sights):
-        made = f"{pictures} picture{'s' * (pictures != 1)} in {seconds:.1f} s"
+        made = f"{counted(pictures, 'picture')} in {seconds:.1f} s"
         return f'<div class="kp-progress kp-full"><i style="width:100%"></i></div>{note(made, "done")}'
     ahead = max(sight.ahead for sight in sights)
     steps = sum(sight.steps or sight.order.sampling.steps for sight in sights)
     done = sum((sight.steps or sight.order.sampling.steps) if sight.done else sight.step for sight in sights)
-    words = f"step {done} of {steps}" if done else "starting"
+    words = f"step {done} of {steps}, {counted(pictures, 'picture')}" if done else "starting"
     if ahead and not done:
-        words = f"{ahead} request{'s' * (ahead != 1)} before yours"
+        words = f"{counted(ahead, 'request')} before yours"
     share = 100 * done / steps
     return f'<div class="kp-progress"><i style="width:{share:.0f}%"></i></div>{note(words, "going")}'
 
@@ -108,7 +109,7 @@ def progress(sights: Sequence[Sight], seconds: float) -> str:
 def made_with(sight: Sight) -> str:
     """The settings of an order, in a line."""
     sampling = sight.order.sampling
-    told = f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance.scale:g}"
+    told = f"{sampling.sampler}, {counted(sampling.steps, 'step')}, guidance {sampling.guidance.scale:g}"
     if sampling.negative_prompt:
         told += f", away from “{sampling.negative_prompt}”"
     return note(told, "settings")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kilopix.diffusion.samplers import OnStep
 from kilopix.diffusion.sampling import SamplingConfig
+from kilopix.english import counted
 from kilopix.generator import Generator
 from kilopix.web.requests import Offer
 
@@ -45,7 +46,7 @@ class ServedModel:
             _KINDS.get(self.generator.recipe.model.kind, self.generator.recipe.model.kind),
             f"{self.parameters / 1e6:.1f} million parameters",
             f"{side} x {side} pixels",
-            f"{self.generator.images_seen:,} pictures seen",
+            f"{counted(self.generator.images_seen, 'picture')} seen",
         ]
 
     def make(

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from kilopix.config import Config
 from kilopix.diffusion.samplers import SamplerName
 from kilopix.diffusion.sampling import SamplingChanges, SamplingConfig
+from kilopix.english import counted
 
 LARGEST_SEED = 2**53 - 1
 """The largest whole number that JavaScript holds exactly, so that a seed survives every client."""
@@ -162,7 +163,9 @@ def to_order(request: PictureRequest, offers: Mapping[str, Offer]) -> Order:
         raise Refused("size", f"{name} makes pictures of {own}; ask for that, or leave size out.")
     seed = secrets.randbelow(_DRAWN_BELOW) if request.seed is None else request.seed
     if seed + request.n - 1 > LARGEST_SEED:
-        raise Refused("seed", f"must be at most {LARGEST_SEED - request.n + 1} for {request.n} pictures.")
+        raise Refused(
+            "seed", f"must be at most {LARGEST_SEED - request.n + 1} for {counted(request.n, 'picture')}."
+        )
     changes = SamplingChanges(request.sampler, request.steps, request.guidance, request.negative_prompt)
     jobs = tuple((request.prompt.strip(), seed + i) for i in range(request.n))
     return Order(name, jobs, changes.apply(offer.sampling))

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from kilopix.english import counted
 from kilopix.web import markup
 from kilopix.web.markup import Fact
 from kilopix.web.training_view import TrainingView
@@ -101,7 +102,7 @@ def pictures_html(view: TrainingView) -> str:
         return markup.note("Pictures appear here after the first checkpoint, while this tab is open.")
     names = "".join(f"<span>{html.escape(prompt)}</span>" for prompt in view.prompts)
     rows = "".join(
-        f"<h4>{stone.images_seen:,} images</h4><div>"
+        f"<h4>{counted(stone.images_seen, 'image')}</h4><div>"
         + "".join(
             markup.card(image, "", prompt) for image, prompt in zip(stone.pictures, view.prompts, strict=True)
         )

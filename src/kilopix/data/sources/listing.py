@@ -19,6 +19,7 @@ from kilopix.data.sources.splits import folder_of_split, take_split
 from kilopix.data.sources.tables import ENDINGS
 from kilopix.data.sources.tars import tar_pictures
 from kilopix.errors import UserError
+from kilopix.progress import working
 
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".zip", ".7z", ".rar")
 SAVED = ("dataset_dict.json", "state.json")
@@ -26,6 +27,7 @@ SAVED = ("dataset_dict.json", "state.json")
 _GENERIC = {"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "data", "dataset", "all"}
 
 
+@working("list images")
 def list_source(place: Path, selection: Selection = EVERYTHING) -> Source:
     """The pictures of a folder: of class folders, a captions file, Parquet or tar files, or images alone.
 
@@ -35,7 +37,7 @@ def list_source(place: Path, selection: Selection = EVERYTHING) -> Source:
     if place.is_file():
         return _checked(_single_file(place, selection), place)
     if not place.is_dir():
-        raise UserError(f"{place}: no such folder of images.")
+        raise UserError(f"{place}: no such {'file' if place.suffix else 'folder of images'}.")
     try:
         names = {entry.name for entry in place.iterdir()}
     except OSError as error:

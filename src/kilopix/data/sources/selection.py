@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, find_columns
+from kilopix.english import counted
 from kilopix.errors import UserError
 
 NO_LABEL = "none"
@@ -160,4 +161,4 @@ class Tally:
     def __str__(self) -> str:
         total = self.wanted + self.unwanted + self.without
         lacking = f", {self.without} of the others have no value" if self.without else ""
-        return f"{self.wanted} of {total} pictures are selected{lacking}"
+        return f"{self.wanted} of {counted(total, 'picture')} are selected{lacking}"

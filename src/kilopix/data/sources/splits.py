@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from kilopix.english import counted
 from kilopix.errors import UserError
 
 TRAIN = "train"
@@ -109,7 +110,7 @@ def _refuse_configurations(root: Path, paths: Sequence[str]) -> None:
 
 
 def _files(count: int) -> str:
-    return f"{count} file" if count == 1 else f"{count} files"
+    return counted(count, "file")
 
 
 def folder_of_split(

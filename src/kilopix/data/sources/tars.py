@@ -27,7 +27,7 @@ from kilopix.data.sources.folders import LONGEST_TEXT, caption_of_record, captio
 from kilopix.data.sources.items import IMAGE_ENDINGS, SourceItem, describe
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
-from kilopix.runtime import progress_bar
+from kilopix.progress import Progress
 from kilopix.values import BadValue, first_present
 
 PICTURES = tuple(
@@ -74,8 +74,7 @@ def tar_pictures(
     items: list[SourceItem] = []
     unused: list[tuple[str, str]] = []
     hidden = 0
-    with progress_bar(disable=len(files) < _MANY) as bar:
-        task = bar.add_task("list samples", total=len(files), note="tar files")
+    with Progress("list samples", len(files), unit="tar file", quiet=len(files) < _MANY) as shown:
         for file in files:
             container = file.relative_to(root).as_posix()
             shard = _read_shard(file)
@@ -96,7 +95,7 @@ def tar_pictures(
                     items.append(SourceItem(place, error=sample.error))
                 elif tally.takes(selection, record, spelled):
                     items.append(_item(place, key, sample, record, columns, selection, names))
-            bar.advance(task)
+            shown.advance()
     return items, unused, hidden
 
 
