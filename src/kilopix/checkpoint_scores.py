@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kilopix.data.manifest import read_manifest
-from kilopix.data.parts import check_same_job
 from kilopix.data.picture_sets import SAMPLES
 from kilopix.data.pictures import save_png
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card
 from kilopix.generator import Generator
+from kilopix.jobs import check_same_job
 from kilopix.runtime import progress_bar, read_json, write_json
 from kilopix.stages.fidelity import run
 from kilopix.training.watching import ScoresConfig
@@ -51,7 +51,7 @@ def score_average(
         "images": [{"file": file, "prompt": prompt, "seed": number} for file, prompt, number in jobs],
     }
     if (folder / SAMPLES).exists():
-        check_same_job(read_json(folder / SAMPLES), made, folder)
+        check_same_job(read_json(folder / SAMPLES), made, folder, instead="Choose another folder.")
     else:
         write_json(folder / SAMPLES, made)
     missing = [job for job in jobs if not (folder / job[0]).exists()]

@@ -12,12 +12,14 @@ from typing import TypeVar
 from kilopix.data.world.objects import OBJECTS, training_colors
 from kilopix.english import with_article
 from kilopix.errors import UserError
+from kilopix.jobs import Folder, open_job
 from kilopix.recipe import Recipe, load_recipe
 from kilopix.runtime import read_json, say, write_json
 
 Result = TypeVar("Result")
 SHOWN = 12
 INSTALLED, INSTALLED_SAMPLES = "mini", "pictures_of_mini"
+FOLDER = Folder(("*",), record="demo.json")
 BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
 
 
@@ -33,12 +35,13 @@ def prompts_for(recipe: Recipe) -> list[str]:
     return prompts
 
 
-def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path | None:
+def run(out: Path, recipe_name: str, overrides: Sequence[str] = (), overwrite: bool = False) -> Path | None:
     """Run the whole flow into `out` and return the report; None if training was asked to stop."""
     recipe = load_recipe(recipe_name, overrides)
     from kilopix.stages import augment, caption, encode, evaluate, mini, report, sample, train
 
     world, data = recipe.world, recipe.data
+    open_job(out, FOLDER, {"stage": "demo", **recipe.model_dump(mode="json")}, overwrite)
     clock = Clock(out / "times.json")
     clock.run(
         "mini",

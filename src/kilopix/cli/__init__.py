@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from kilopix.cli import data, evaluation, training, use
-from kilopix.cli.options import Overrides, RecipeName, example
+from kilopix.cli.options import Overrides, Overwrite, RecipeName, example
 from kilopix.errors import UserError
 from kilopix.threads import watch_load
 
@@ -54,11 +54,12 @@ def demo(
     out: Annotated[Path, typer.Argument(help="Folder for everything that the demo makes.")] = Path("demo"),
     overrides: Overrides = None,
     recipe: RecipeName = "mini",
+    overwrite: Overwrite = False,
 ) -> None:
     """From nothing to a page with pictures and scores: draw a small world, train on it, judge the model."""
     from kilopix.demo import run
 
-    run(out, recipe, overrides or [])
+    run(out, recipe, overrides or [], overwrite)
 
 
 def main() -> None:

@@ -21,7 +21,8 @@ from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card, read_card
-from kilopix.runtime import atomic_path, read_json, read_lines, say
+from kilopix.jobs import check_report, write_report
+from kilopix.runtime import read_json, read_lines, say
 
 PER_TASK = 6
 SHEETS, SHEET_WIDTH = 6, 720
@@ -46,6 +47,7 @@ def run(
     beside: Path | None = None,
 ) -> None:
     """Write the page; `beside` are samples of another model, shown under those of the same prompts."""
+    check_report(out, "report")
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
     page = _template().render(
@@ -65,8 +67,7 @@ def run(
         pastes=_pastes(augmented) if augmented else [],
         times=_times(times) if times else [],
     )
-    with atomic_path(out) as temporary:
-        temporary.write_text(page, "utf-8")
+    write_report(out, page, "report")
     say(f"{out}: written.")
 
 
