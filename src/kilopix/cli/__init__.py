@@ -4,6 +4,7 @@ Stages are imported when they are called, so that `kilopix --help` answers at on
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +16,8 @@ from kilopix.cli.options import Overrides, Overwrite, RecipeName, example
 from kilopix.errors import UserError
 from kilopix.threads import watch_load
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""The exit codes after Ctrl-C and SIGTERM, as shells have them."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -65,6 +66,8 @@ def demo(
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     watch_load(os.environ)
+    # So that a command that is told to end ends its workers and tidies up, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         app()
     except UserError as error:
@@ -73,6 +76,6 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code in (INTERRUPTED, TERMINATED):
             print("Stopped; the same command goes on from here.", file=sys.stderr)
         raise

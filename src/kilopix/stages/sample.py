@@ -100,7 +100,7 @@ def _told(made: Any, place: Path) -> dict[str, Any]:
         }
         for key in ("steps", "guidance"):
             told[key] = list(dict.fromkeys(image[key] for image in images if key in image))
-        return {**told, "sampling": made["sampling"], "images": images}
+        return {**told, "sampling": made["sampling"], "images": len(images)}
     except (KeyError, TypeError):
         raise UserError(f"{place}: not a list of samples by this command; choose another folder.") from None
 
