@@ -18,7 +18,7 @@ from kilopix.export.weights_file import header_of, write_weights
 from kilopix.generator import Generator
 from kilopix.jobs import Folder, state_of
 from kilopix.model_files import CONFIG, WEIGHTS
-from kilopix.runtime import say, sha256_of_text, write_json
+from kilopix.runtime import read_json, say, sha256_of_text, write_json
 from kilopix.types import UserError
 
 Format = Literal["hub", "diffusers"]
@@ -77,8 +77,8 @@ def run(
         "prompts": list(prompts),
         "seed": seed,
     }
-    state = state_of(out, FOLDER, job, overwrite)
-    if state == "same":
+    state = state_of(out, FOLDER, job, overwrite, lambda record: {**read_json(record), "files": []})
+    if state == "same" and all((out / name).is_file() for name in read_json(out / FOLDER.record)["files"]):
         say(f"{out}: already complete, {_how_to_load(kind, out)}")
         return
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -95,7 +95,8 @@ def run(
             save_png(picture, temporary / sample.file)
         text = model_card(generator, about, cards, samples, kind == "diffusers")
         (temporary / CARD).write_text(text, encoding="utf-8")
-        write_json(temporary / FOLDER.record, job)
+        files = sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file())
+        write_json(temporary / FOLDER.record, {**job, "files": files})
         shutil.rmtree(out, ignore_errors=True)
         os.replace(temporary, out)
     finally:

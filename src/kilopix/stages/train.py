@@ -98,11 +98,11 @@ def _run(
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
-    state = processes.once(lambda: _state(out, header, overwrite))
-    begun = state == "same" and processes.once(lambda: _has_weights(out))
-    before = out / RECIPE if state == "same" else None
+    found = processes.once(lambda: _state(out, header, overwrite))
+    begun = found == "same" and processes.once(lambda: _has_weights(out))
+    before = out / RECIPE if found == "same" else None
     weights = beginning(recipe, header, before, begun, processes.main)
-    if processes.once(lambda: _open_run(shards_folder, out, header, state)):
+    if processes.once(lambda: _open_run(shards_folder, out, header, found)):
         if processes.main:
             say(f"{out}: already trained on {recipe.training.images:,} images.")
         return True
