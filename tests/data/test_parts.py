@@ -70,7 +70,7 @@ def test_manifests_round_trip_and_list_their_failures(tmp_path: Path):
     assert "not an image" in (tmp_path / "made" / "m.failures.jsonl").read_text(encoding="utf-8")
     assert finished(path, {"seed": 1}) is not None
     assert finished(tmp_path / "none.parquet", {}) is None
-    with pytest.raises(UserError, match="seed was 1 and is now 2"):
+    with pytest.raises(UserError, match="seed: 1, here 2"):
         finished(path, {"seed": 2})
 
 
