@@ -162,7 +162,7 @@ AGAIN: dict[str, tuple[list[object], str]] = {
         ["train", "shards", "run", *TINY, "model.depth=3", "optimizer.lr=0.5"],
         r"\(model.depth: 2, here 3; optimizer.lr: [0-9.]+, here 0.5\)",
     ),
-    "sample": (["sample", "run", "a photo of a dog", "--out", "pictures"], r"prompts: 12 of them, here 1"),
+    "sample": (["sample", "run", "a photo of a dog", "--out", "pictures"], r"prompts: 4 of them, here 1"),
     "evaluate": (
         [
             "evaluate",
