@@ -118,7 +118,7 @@ def check_card(path: Path, card: Card, overwrite: bool = False) -> None:
     before = read_card(path)
     apart = {"settings", "scores", "left_out", "versions", "kilopix_version", "evaluators"}
     then, now = (one.model_dump(mode="json", exclude=apart | _EVALUATOR_FIELDS) for one in (before, card))
-    for key in sorted(before.settings.keys() & card.settings):  # of scores that are new, there are new settings
+    for key in sorted(before.settings.keys() & card.settings):  # new scores have new settings
         then[key], now[key] = before.settings[key], card.settings[key]
     scores = {score.name for score in card.scores}
     then["scores"] = [score.name for score in before.scores if score.name not in scores]
