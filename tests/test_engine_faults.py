@@ -217,7 +217,7 @@ def test_how_a_run_is_computed_may_change_under_it_but_not_what_it_learns(tiny_d
     run.stop_at = 96
     assert run.do() is False
     changed = job(tiny_demo, tmp_path / "run", "training.batch_size=8")
-    with pytest.raises(UserError, match=r"another recipe lives there \(training differ\)"):
+    with pytest.raises(UserError, match=r"another job \(training.batch_size: 16, here 8\)"):
         changed.do()
     again = ["training.micro_batch=8", "training.keep_every=128", "training.activation_checkpointing=true"]
     assert job(tiny_demo, tmp_path / "run", *again).do()

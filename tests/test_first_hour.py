@@ -1,10 +1,8 @@
-"""A stranger's first hour: the commands of README.md and start.md in a terminal, and in a pipe, as printed."""
+"""A first hour: the commands of README.md and start.md in a terminal, and in a pipe, as printed."""
 
 import re
 import shlex
 from pathlib import Path
-
-import pytest
 
 from terminal import Seen, in_pipe, in_terminal
 from test_docs import SMALLER

@@ -111,9 +111,13 @@ def test_other_options_need_no_detector(scored: Path, pictures: Path, tmp_path: 
     gone = [*arguments(models)]  # the same names, but the folders are hidden below
     shutil.move(models / "detector", models / "hidden")
     try:
-        outcome = cli("geneval", pictures, "threshold=0.1", "counting_threshold=0.1", "--out", out, *gone)
+        other = ["geneval", pictures, "threshold=0.1", "counting_threshold=0.1", "--out", out, *gone]
+        refused = cli(*other)
+        outcome = cli(*other, "--overwrite")
     finally:
         shutil.move(models / "hidden", models / "detector")
+    assert refused.code == 2
+    assert "threshold: 0.3, here 0.1" in refused.err
     assert outcome.code == 0, outcome.err
     assert "the rules are applied" in outcome.out
     assert (out / "detections.jsonl").read_bytes() == (scored / "detections.jsonl").read_bytes()
@@ -135,7 +139,7 @@ def test_the_card_has_the_versions_with_which_the_pictures_were_looked_at(
     header, *lines = read_lines(out / "detections.jsonl")
     assert header["versions"] == read_card(scored / "card.json").versions
     write_lines(out / "detections.jsonl", [{**header, "versions": {"torch": "1.0"}}, *lines])
-    outcome = cli("geneval", pictures, "threshold=0.2", "--out", out, *arguments(models))
+    outcome = cli("geneval", pictures, "threshold=0.2", "--out", out, "--overwrite", *arguments(models))
     assert outcome.code == 0, outcome.err
     assert read_card(out / "card.json").versions == {"torch": "1.0"}
 
@@ -146,7 +150,7 @@ def test_another_job_needs_another_place(
     out = shutil.copytree(scored, tmp_path / "scores")
     refused = cli("geneval", pictures, "--out", out, *arguments(models, "--floor", "0.05"))
     assert refused.code == 2
-    assert "floor was 0.1 and is now 0.05" in refused.err
+    assert "floor: 0.1, here 0.05" in refused.err
 
 
 def test_two_processes_give_the_numbers_of_one(
@@ -275,7 +279,7 @@ def test_from_a_checkpoint_to_a_card(
     assert len(list(out.rglob("*.png"))) == 40
     assert {f: f.stat().st_mtime_ns for f in first} == first
     assert calls[-1] == [(prompt.text, seed) for prompt in few for seed in (5, 6)][32:]
-    assert "steps was 2 and is now 3" in cli(*make, "--steps", "3").err
+    assert "steps: 2, here 3" in cli(*make, "--steps", "3").err
     scored = cli("geneval", out, "--out", tmp_path / "scores", *weights(models), "--device", "cpu")
     assert scored.code == 0, scored.err
     card = read_card(tmp_path / "scores" / "card.json")

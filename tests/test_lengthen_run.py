@@ -29,7 +29,7 @@ def test_a_local_model(tmp_path: Path, cli: Cli):
     before = (tmp_path / "longer.jsonl").read_bytes()
     assert "already complete, 20 prompts" in cli(*command).out
     assert (tmp_path / "longer.jsonl").read_bytes() == before
-    assert "model was" in cli(*command, "--max-tokens", "9").err
+    assert "model.max_tokens: 8, here 9" in cli(*command, "--max-tokens", "9").err
 
 
 def test_a_server_that_fails_in_the_middle(tmp_path: Path, cli: Cli):

@@ -93,7 +93,7 @@ def test_a_finished_set_is_left_alone(made, capsys, monkeypatch):
 
 
 def test_other_arguments_or_other_files_are_refused(made, tmp_path):
-    with pytest.raises(UserError, match="seed=3"):
+    with pytest.raises(UserError, match="seed: 3, here"):
         run(made, **{**SMALL, "seed": 4})
     (tmp_path / "letter.txt").write_text("dear reader", encoding="utf-8")
     with pytest.raises(UserError, match="not empty"):

@@ -254,7 +254,7 @@ def test_evaluation_settings_can_change_and_others_cannot(tiny_demo: Path, tmp_p
     assert card.images_per_prompt == 2
     assert next(s for s in card.scores if s.name == "counting").n == 4
     assert "only settings of evaluation" in cli(*scored, "training.images=3").err
-    assert "images_per_prompt was 2 and is now 3" in cli(*scored, "evaluation.images_per_prompt=3").err
+    assert "images_per_prompt: 2, here 3" in cli(*scored, "evaluation.images_per_prompt=3").err
 
 
 def test_held_out_pictures_that_cannot_be_read_are_in_the_card(tiny_demo: Path, tmp_path: Path):

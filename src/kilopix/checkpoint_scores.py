@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kilopix.data.manifest import read_manifest
-from kilopix.data.parts import check_same_job
 from kilopix.data.picture_sets import SAMPLES
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card
 from kilopix.generator import Generator
+from kilopix.jobs import check_same_job
 from kilopix.progress import Progress
 from kilopix.runtime import read_json, write_json
 from kilopix.stages.fidelity import run
@@ -51,7 +51,7 @@ def score_average(
         "images": [{"file": file, "prompt": prompt, "seed": number} for file, prompt, number in jobs],
     }
     if (folder / SAMPLES).exists():
-        check_same_job(read_json(folder / SAMPLES), made, folder)
+        check_same_job(read_json(folder / SAMPLES), made, folder, instead="Choose another folder.")
     else:
         write_json(folder / SAMPLES, made)
     missing = [job for job in jobs if not (folder / job[0]).exists()]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from kilopix.data.world.objects import OBJECTS, training_colors
 from kilopix.english import with_article
 from kilopix.errors import UserError
+from kilopix.jobs import Folder, open_job
 from kilopix.progress import rough
 from kilopix.recipe import Recipe, load_recipe
 from kilopix.runtime import read_json, say, write_json
@@ -35,9 +36,10 @@ _FLOPS, _FORWARD = 90e9, 3.0
 """FLOP/s that training reaches on two CPU cores that do nothing else, and what a step of it costs over one
 pass forward (measured with the recipe `mini`)."""
 _DRAWN, _ENCODED, _INSTALLED = 0.003, 0.014, 0.25
-"""Seconds there of a picture drawn, captioned or pasted, of one encoded, and of one by the installed model."""
+"""Seconds there of a picture drawn, captioned or pasted, of one encoded, of one by the installed model."""
 _START = 2.0
 """Seconds in which a stage begins."""
+FOLDER = Folder(("*",), record="demo.json")
 BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
 
 
@@ -53,12 +55,13 @@ def prompts_for(recipe: Recipe) -> list[str]:
     return prompts
 
 
-def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path | None:
+def run(out: Path, recipe_name: str, overrides: Sequence[str] = (), overwrite: bool = False) -> Path | None:
     """Run the whole flow into `out` and return the report; None if training was asked to stop."""
     recipe = load_recipe(recipe_name, overrides)
     from kilopix.stages import augment, caption, encode, evaluate, mini, report, sample, train
 
     world, data = recipe.world, recipe.data
+    open_job(out, FOLDER, {"stage": "demo", **recipe.model_dump(mode="json")}, overwrite)
     clock = Clock(out / "times.json", estimate(recipe))
     clock.announce()
     clock.run(

@@ -195,7 +195,7 @@ def _train(run: Run) -> bool:
     training, processes = run.recipe.training, run.processes
     watchdog = Watchdog(training.watchdog, run.out / "processes", processes.rank, processes.count)
     shown = Shown("train", training.images, run.images_seen, quiet=not processes.main)
-    with stop_on_signal() as stop, shown, watchdog.watching():
+    with stop_on_signal(quiet=not processes.main) as stop, shown, watchdog.watching():
         while not (stretch := Stretch(run, stop, watchdog, shown)).ended():
             assert stretch.back_to is not None
             _go_back(run, *stretch.back_to)

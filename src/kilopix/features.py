@@ -19,10 +19,11 @@ import torch
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.data.parts import Parts, make_parts, open_job, read_table, threads_here
+from kilopix.data.parts import Parts, make_parts, read_table, threads_here
 from kilopix.data.picture_sets import PictureSet, read_pixels
 from kilopix.evaluation.fidelity import Moments
 from kilopix.evaluation.streaming import moments_of
+from kilopix.jobs import PARTS, open_job
 from kilopix.pretrained.inception import load_inception
 from kilopix.pretrained.vision import FeatureExtractor, load_efficientnet_lite0
 from kilopix.pretrained.vision_hub import CLIP, load_clip, load_dinov2
@@ -151,7 +152,7 @@ def store_features(
         "versions": versions(),
     }
     folder = base / "features" / f"{network}-{sha256_of_text(json.dumps(job))[:16]}"
-    open_job(folder, job)
+    open_job(folder, PARTS, job)
     files = pictures.set.files
     sizes = [min(rows, len(files) - start) for start in range(0, len(files), rows)]
     parts = Parts(folder, len(sizes))

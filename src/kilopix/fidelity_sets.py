@@ -12,14 +12,18 @@ from pydantic import Field
 from kilopix.config import Config
 from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.image_arrays import holds_images
-from kilopix.data.parts import open_job
 from kilopix.data.picture_sets import ARRAYS, PictureSet, read_picture_set
 from kilopix.english import counted
 from kilopix.evaluation.protocol import Setting
 from kilopix.evaluation.reference_statistics import ReferenceStatistics, read_statistics
 from kilopix.features import Pictures, StoredFeatures, WeightsConfig, store_features
+from kilopix.jobs import OPTION, Folder, open_job
 from kilopix.runtime import pick_device, say, sha256_of_text
 from kilopix.types import UserError
+
+FOLDER = Folder(
+    ("features/*/part-*", "scores/*", "card.json", "observations.jsonl"), ("features/*",), instead=OPTION
+)
 
 
 class FidelityConfig(Config):
@@ -92,6 +96,7 @@ def read_work(
     cache: Path,
     workers: int | None,
     device: str,
+    overwrite: bool = False,
 ) -> Work:
     """Find both sets and hash every file, before any network is loaded."""
     statistics = read_statistics(reference) if reference.suffix.lower() == ARRAYS else None
@@ -129,7 +134,7 @@ def read_work(
         "prompts": found.prompts_sha256,
         "settings": config.protocol(),
     }
-    open_job(out, job)
+    open_job(out, FOLDER, job, overwrite)
     return work
 
 

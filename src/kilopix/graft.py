@@ -77,22 +77,22 @@ class Source:
 
 
 def beginning(
-    recipe: Recipe, header: dict[str, Any], record: Path, begun: bool, tell: bool = True
+    recipe: Recipe, header: dict[str, Any], record: Path | None, begun: bool, tell: bool = True
 ) -> dict[str, Tensor] | None:
     """The weights with which a run begins that is to start from another; None if it has begun, or from none.
 
-    `header` gets an entry `started_from`; if the run's `record` (its recipe.json) has one already, the
-    weights must be the same still.
+    `header` gets an entry `started_from`; if the run's `record` (its recipe.json, if it has begun) has
+    one already, the weights must be the same still.
     """
     if not recipe.training.start_from:
         return None
-    before = read_json(record).get("started_from") if record.exists() else None
+    before = read_json(record).get("started_from") if record else None
     if begun:
         header["started_from"] = before
         return None
     source = read_source(find_weights(_known(recipe.training.start_from)))
     header["started_from"] = source.record()
-    if before and before["sha256"] != header["started_from"]["sha256"]:
+    if record and before and before["sha256"] != header["started_from"]["sha256"]:
         raise UserError(
             f"{source.path}: has changed since {record.parent} was begun from it; put the old weights back, "
             "or choose another folder for the new run."

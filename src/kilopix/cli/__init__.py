@@ -4,6 +4,7 @@ Stages are imported when they are called, so that `kilopix --help` answers at on
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +12,12 @@ from typing import Annotated
 import typer
 
 from kilopix.cli import data, evaluation, training, use
-from kilopix.cli.options import Overrides, RecipeName, example, file_ending_in, new_folder
+from kilopix.cli.options import Overrides, Overwrite, RecipeName, example, file_ending_in, new_folder
 from kilopix.errors import UserError
 from kilopix.threads import watch_load
 
-INTERRUPTED = 130
-"""The exit code after Ctrl-C, as shells have it."""
+INTERRUPTED, TERMINATED = 130, 143
+"""The exit codes after Ctrl-C and SIGTERM, as shells have them."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,16 +78,19 @@ def demo(
     ] = Path("demo"),
     overrides: Overrides = None,
     recipe: RecipeName = "mini",
+    overwrite: Overwrite = False,
 ) -> None:
     """From nothing to a page with pictures and scores: draw a small world, train on it, judge the model."""
     from kilopix.demo import run
 
-    run(out, recipe, overrides or [])
+    run(out, recipe, overrides or [], overwrite)
 
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit code 2."""
     watch_load(os.environ)
+    # So that a command that is told to end ends its workers and tidies up, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     try:
         app()
     except UserError as error:
@@ -95,6 +99,6 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
-        if end.code == INTERRUPTED:
+        if end.code in (INTERRUPTED, TERMINATED):
             print("Stopped; the same command goes on from here.", file=sys.stderr)
         raise

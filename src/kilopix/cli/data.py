@@ -10,6 +10,7 @@ from kilopix.cli.options import (
     EngineName,
     ManifestPath,
     Overrides,
+    Overwrite,
     PartRows,
     RecipeName,
     Seed,
@@ -32,11 +33,12 @@ def mini(
     classes: Annotated[int, typer.Option(min=1, max=64, help="How many of the 64 objects.")] = 64,
     val_per_class: Annotated[int, typer.Option(min=1, help="Held-out pictures per class.")] = 20,
     workers: Workers = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Draw the embedded world: an ImageNet-like folder of pictures of everyday objects."""
     from kilopix.stages.mini import run
 
-    run(out, images_per_class, size, seed, classes, val_per_class, workers)
+    run(out, images_per_class, size, seed, classes, val_per_class, workers, overwrite)
 
 
 @app.command(epilog=example("kilopix caption world/train captions.parquet --captioner structured"))
@@ -97,6 +99,7 @@ def caption(
     seed: Seed = 0,
     workers: Workers = None,
     engine: EngineName = "local",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a caption for every image; files that are no images are named and left out."""
     from kilopix.data.sources.selection import Selection
@@ -119,9 +122,9 @@ def caption(
     else:
         chosen = captioner
     if redo:
-        stage.redo(images, out, chosen, seed, cleaning, device)
+        stage.redo(images, out, chosen, seed, cleaning, device, overwrite=overwrite)
     else:
-        stage.run(images, out, chosen, seed, workers, cleaning, device, engine, selection)
+        stage.run(images, out, chosen, seed, workers, cleaning, device, engine, selection, overwrite)
 
 
 @app.command(epilog=example("kilopix captions captions.parquet"))
@@ -150,11 +153,12 @@ def fetch(
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     config: Annotated[str | None, typer.Option(help="Configuration, if the data set has several.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows to take; all if not given.")] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Stream the images of a hub data set into Parquet files, which `kilopix caption` reads."""
     from kilopix.stages.fetch import run
 
-    run(name, out, split, config, limit)
+    run(name, out, split, config, limit, overwrite)
 
 
 @app.command(epilog=example("kilopix augment captions.parquet augmented --size 64"))
@@ -175,11 +179,12 @@ def augment(
     workers: Workers = None,
     engine: EngineName = "local",
     part_rows: PartRows = 512,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make one CutMix or Crop image of every image, with a caption that says what is where."""
     from kilopix.stages.augment import run
 
-    run(manifest, out, kind, setting, size, seed, workers, engine, part_rows)
+    run(manifest, out, kind, setting, size, seed, workers, engine, part_rows, overwrite)
 
 
 @app.command(epilog=example("kilopix encode captions.parquet shards --augmented augmented/manifest.parquet"))
@@ -203,13 +208,15 @@ def encode(
     workers: Workers = None,
     engine: EngineName = "local",
     part_rows: PartRows = 1024,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn images and captions into shards of latents and text states."""
     from kilopix.recipe import load_recipe
     from kilopix.stages.encode import run
 
     loaded = load_recipe(recipe, overrides or [])
-    run(manifest, out, loaded, augmented, device, online, workers, engine, part_rows, stored, codec)
+    how = device, online, workers, engine, part_rows, stored, codec
+    run(manifest, out, loaded, augmented, *how, overwrite)
 
 
 @app.command(epilog=example("kilopix verify shards"))

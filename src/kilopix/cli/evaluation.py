@@ -10,6 +10,7 @@ from kilopix.cli.options import (
     Guidance,
     ModelName,
     NegativePrompt,
+    Overwrite,
     Preset,
     SamplerName,
     Seed,
@@ -67,13 +68,14 @@ def sample_benchmark(
     ] = None,
     preset: Preset = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Make a model's pictures for the prompts of GenEval or DPG-Bench."""
     from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.sample_benchmark import run
 
     changes = SamplingChanges(sampler, steps, guidance, preset=preset)
-    run(benchmark, model, out, num_images, seed, changes, lengthened, questions, device)
+    run(benchmark, model, out, num_images, seed, changes, lengthened, questions, device, overwrite)
 
 
 @app.command(epilog=example("kilopix geneval pictures --out geneval"))
@@ -103,6 +105,7 @@ def geneval(
     ] = False,
     allow_doubled: AllowDoubled = False,
     device: Devices = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score pictures in GenEval's layout: 00000/metadata.jsonl, 00000/samples/0000.png, ..."""
     from kilopix.pretrained.clip import ColorConfig
@@ -112,7 +115,7 @@ def geneval(
     color = ColorConfig(name=clip, background=background, crop=crop)
     reading = Reading(detector=DetectorConfig(name=detector), color=color, floor=floor)
     asked = options or [], reading, per_prompt, size, made_by, any_prompts, allow_doubled
-    run(images, out, *asked, device or ["auto"])
+    run(images, out, *asked, device or ["auto"], overwrite)
 
 
 @app.command(epilog=example("kilopix lengthen longer.jsonl --model Qwen/Qwen3-8B"))
@@ -125,6 +128,7 @@ def lengthen(
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 200,
     device: Devices = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Let a language model lengthen prompts, once and for all, for `sample-benchmark --lengthened`."""
     from kilopix.pretrained.instruct import LocalInstructConfig, ServedInstructConfig
@@ -132,7 +136,7 @@ def lengthen(
 
     local = LocalInstructConfig(name=model, max_tokens=max_tokens)
     served = ServedInstructConfig(name=model, url=server, max_tokens=max_tokens) if server else None
-    run(out, served or local, prompts, device or ["auto"])
+    run(out, served or local, prompts, device or ["auto"], overwrite)
 
 
 @app.command("fetch-dpg", epilog=example("kilopix fetch-dpg dpg_bench.csv"))
@@ -170,6 +174,7 @@ def dpg(
     made_by: MadeBy = None,
     allow_doubled: AllowDoubled = False,
     device: Devices = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Score pictures with DPG-Bench's questions, as published and with every row and picture counted."""
     from kilopix.pretrained.vqa import MplugConfig, ServedVqaConfig, VlmConfig
@@ -182,7 +187,7 @@ def dpg(
     else:
         vqa = ServedVqaConfig(name=model, url=server) if server else VlmConfig(name=model)
     asked = layout, per_prompt, size, made_by, allow_doubled
-    run(images, questions, out, vqa, *asked, device or ["auto"])
+    run(images, questions, out, vqa, *asked, device or ["auto"], overwrite)
 
 
 @app.command(epilog=example("kilopix fidelity pictures world/val --out fidelity"))
@@ -228,11 +233,12 @@ def fidelity(
         int | None, typer.Option(min=1, help="Processes; all cores, or one on a GPU, if not given.")
     ] = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Score pictures by FID, KID, precision, recall, density, coverage, CLIPScore and preference."""
     from kilopix.stages.fidelity import run
 
-    run(images, reference, out, overrides or [], only or [], prompts, cache, workers, device)
+    run(images, reference, out, overrides or [], only or [], prompts, cache, workers, device, overwrite)
 
 
 @app.command(epilog=example("kilopix compare scores_a scores_b --out comparison"))
@@ -263,11 +269,12 @@ def convert(
             callback=file_ending_in(".safetensors"),
         ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn published weights from a pickle into safetensors, without running code that is in them."""
     from kilopix.stages.convert import run
 
-    run(kind, source, out)
+    run(kind, source, out, overwrite)
 
 
 @app.command(epilog=example("kilopix evaluate run val.parquet --out scores"))
@@ -292,10 +299,11 @@ def evaluate(
     negative_prompt: NegativePrompt = None,
     preset: Preset = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Score a model of the embedded world on six tasks and by KID, with the protocol of every score."""
     from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.evaluate import run
 
     changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
-    run(model, held_out, out, seed, changes, overrides or [], device)
+    run(model, held_out, out, seed, changes, overrides or [], device, overwrite)

@@ -19,6 +19,9 @@ EngineName = Annotated[
     typer.Option(help="Processes on this machine, or actors on a Ray cluster (RAY_ADDRESS)."),
 ]
 PartRows = Annotated[int, typer.Option(min=1, help="Pictures in a part: what an interruption loses at most.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what another call of this command made there.")
+]
 Seed = Annotated[int, typer.Option(help="Seed of every random choice.")]
 ManifestPath = Annotated[Path, typer.Argument(help="Manifest (.parquet) that `kilopix caption` wrote.")]
 ModelName = Annotated[

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from kilopix.cli.options import Device, Overrides, RecipeName, example, file_ending_in, new_folder
+from kilopix.cli.options import Device, Overrides, Overwrite, RecipeName, example, file_ending_in, new_folder
 
 if TYPE_CHECKING:
     from kilopix.recipe import Recipe
@@ -67,6 +67,7 @@ def train(
         str | None,
         typer.Option(help="Run, or weights, to begin from, in place of the recipe's; '' for none."),
     ] = None,
+    overwrite: Overwrite = False,
     dry_run: Annotated[bool, typer.Option(help="Print recipe, parameters and FLOPs, and stop.")] = False,
 ) -> None:
     """Train a model on shards; Ctrl-C saves, and the same command goes on; torchrun starts it on many."""
@@ -78,7 +79,7 @@ def train(
     if dry_run:
         describe(shards, loaded)
     else:
-        run(shards, out, loaded, device, validation, _scorer(score, loaded, device))
+        run(shards, out, loaded, device, validation, _scorer(score, loaded, device), overwrite)
 
 
 def _scorer(held_out: Path | None, recipe: "Recipe", device: str) -> "ScoreAverage | None":
@@ -106,8 +107,9 @@ def average(
             callback=file_ending_in(".safetensors"),
         ),
     ] = None,
+    overwrite: Overwrite = False,
 ) -> None:
     """Make averaged weights of any width from what a run stored."""
     from kilopix.stages.average import run
 
-    run(run_folder, sigma_rel, at, out)
+    run(run_folder, sigma_rel, at, out, overwrite)

@@ -11,6 +11,7 @@ from kilopix.cli.options import (
     Guidance,
     ModelName,
     NegativePrompt,
+    Overwrite,
     Preset,
     SamplerName,
     Seed,
@@ -53,6 +54,7 @@ def sample(
     negative_prompt: NegativePrompt = None,
     preset: Preset = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Make pictures from prompts: PNG files and one contact sheet."""
     from kilopix.diffusion.sampling import SamplingChanges
@@ -73,7 +75,7 @@ def sample(
     one_scale = sweep.guidance[0] if len(sweep.guidance) == 1 else None
     one_count = sweep.steps[0] if len(sweep.steps) == 1 else None
     changes = SamplingChanges(sampler, one_count, one_scale, negative_prompt, preset)
-    run(model, expand_all(texts), out, num_images, seed, changes, device, chosen, sweep)
+    run(model, expand_all(texts), out, num_images, seed, changes, device, chosen, sweep, overwrite)
 
 
 @app.command(epilog=example("kilopix export run exported --scores scores"))
@@ -103,6 +105,7 @@ def export(
     negative_prompt: NegativePrompt = None,
     preset: Preset = None,
     device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Write a folder for others: weights, model card, samples; for the Hugging Face hub, or for diffusers."""
     from kilopix.diffusion.sampling import SamplingChanges
@@ -111,7 +114,7 @@ def export(
 
     about = About(name or out.resolve().name, license_name, tuple(dataset or ()))
     changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
-    run(model, out, kind, scores or [], about, prompt or PROMPTS, seed, changes, device)
+    run(model, out, kind, scores or [], about, prompt or PROMPTS, seed, changes, device, overwrite)
 
 
 @app.command(epilog=example("kilopix serve run --shards shards"))

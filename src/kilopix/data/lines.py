@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from kilopix.data.engines import run_local
-from kilopix.data.parts import Parts, check_same_job, missing_parts, network_threads, threads_here
+from kilopix.data.parts import Parts, missing_parts, network_threads, threads_here
+from kilopix.jobs import OPTION, check_same_job
 from kilopix.runtime import Line, read_lines, write_lines
 from kilopix.types import UserError
 
@@ -40,18 +41,20 @@ class LineParts(Parts):
             yield from read_lines(self.path(i))
 
 
-def finished_lines(path: Path, job: dict[str, Any]) -> tuple[Line, list[Line]] | None:
-    """The first line of a finished file, which holds its job, and the others; None if it is not there.
+def finished_lines(
+    path: Path, job: dict[str, Any], overwrite: bool = False, instead: str = OPTION
+) -> tuple[Line, list[Line]] | None:
+    """The first line of a finished file, which holds its job, and the others; None if it is to be made.
 
-    Raises `UserError` if the file is of another job.
+    Raises `UserError` if the file is of another job, and is not to be replaced.
     """
     if not path.exists():
         return None
     lines = read_lines(path)
     if not lines or "job" not in lines[0]:
         raise UserError(f"{path}: its first line does not say how it was made; choose another place.")
-    check_same_job(lines[0]["job"], job, path)
-    return lines[0], lines[1:]
+    same = check_same_job(lines[0]["job"], job, path, overwrite, instead)
+    return (lines[0], lines[1:]) if same else None
 
 
 @dataclass(frozen=True)

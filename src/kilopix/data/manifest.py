@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.jobs import check_same_job
 from kilopix.runtime import atomic_path, report_left_out
 from kilopix.types import UserError
 
@@ -155,12 +156,12 @@ def is_manifest(path: Path) -> bool:
     return metadata.get(b"format", b"").startswith(b"kilopix manifest")
 
 
-def finished(path: Path, job: dict[str, Any]) -> Manifest | None:
-    """The manifest at `path` if the same job made it already; another job's is a `UserError`."""
-    from kilopix.data.parts import check_same_job
+def finished(path: Path, job: dict[str, Any], overwrite: bool = False) -> Manifest | None:
+    """The manifest at `path` if the same job made it already; another job's is a `UserError`.
 
+    With `overwrite` it is None too, for a manifest that is to be replaced.
+    """
     if not path.exists():
         return None
     manifest = read_manifest(path)
-    check_same_job(manifest.job, job, path)
-    return manifest
+    return manifest if check_same_job(manifest.job, job, path, overwrite) else None

@@ -2,7 +2,7 @@
 
 In: a job (its arguments and what it reads), a number of parts and a function that makes one part as an
 Arrow table. Out: one whole file per part in a folder. A part that exists is not made again, so that the
-same command goes on after any interruption; other arguments on the same folder are an error.
+same command goes on after any interruption; whose the folder is, `kilopix.jobs` decides.
 """
 
 import os
@@ -10,17 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kilopix.data.engines import Engine, run_local, run_ray
 from kilopix.progress import Progress
-from kilopix.runtime import atomic_path, read_json, write_json
+from kilopix.runtime import atomic_path
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-JOB = "job.json"
 ROWS_WORTH_PROCESSES = 1000
 MOST_THREADS = 8
 """Threads from which on one network gains little; with more cores, more processes do."""
@@ -47,30 +46,6 @@ class Parts:
         """All parts in order."""
         for i in range(self.count):
             yield read_table(self.path(i))
-
-
-def open_job(folder: Path, job: dict[str, Any]) -> None:
-    """Record the job of a folder; a folder of another job is a `UserError` that names what differs."""
-    record = folder / JOB
-    if record.exists():
-        check_same_job(read_json(record), job, folder)
-    elif folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty, and not the work of this command; choose another folder.")
-    else:
-        write_json(record, job)
-
-
-def check_same_job(before: dict[str, Any], now: dict[str, Any], place: Path) -> None:
-    """Refuse to go on with work that was begun with other arguments."""
-    different = [_difference(key, before.get(key), now[key]) for key in now if before.get(key) != now[key]]
-    if different:
-        what = ", ".join(different[:3])
-        raise UserError(f"{place} was made by another job: {what}. Choose another place, or delete it.")
-
-
-def _difference(key: str, before: Any, now: Any) -> str:
-    hashes = all(isinstance(value, str) and len(value) == 64 for value in (before, now))
-    return f"{key} has changed since" if hashes else f"{key} was {before!r} and is now {now!r}"
 
 
 @dataclass(frozen=True)

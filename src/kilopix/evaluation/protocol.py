@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import Field, FiniteFloat, model_validator
 
 from kilopix.config import Config, parse
+from kilopix.jobs import OPTION, check_same_job
 from kilopix.runtime import read_json, write_json
 from kilopix.types import UserError
 
@@ -120,6 +121,20 @@ def card_of(path: Path) -> Path:
     if not (path / CARD).is_file():
         raise UserError(f"{path}: holds no {CARD}, which is where a command that scores puts its scores.")
     return path / CARD
+
+
+def check_card(path: Path, card: Card, overwrite: bool = False) -> None:
+    """Refuse to put a card in place of one with another protocol, or with scores that the new one lacks."""
+    if overwrite or not path.exists():
+        return
+    before = read_card(path)
+    apart = {"settings", "scores", "left_out", "versions", "kilopix_version", "evaluators"}
+    then, now = (one.model_dump(mode="json", exclude=apart | _EVALUATOR_FIELDS) for one in (before, card))
+    for key in sorted(before.settings.keys() & card.settings):  # new scores have new settings
+        then[key], now[key] = before.settings[key], card.settings[key]
+    scores = {score.name for score in card.scores}
+    then["scores"] = [score.name for score in before.scores if score.name not in scores]
+    check_same_job(then, now, path, instead=OPTION)
 
 
 def read_card(path: Path) -> Card:

@@ -42,16 +42,20 @@ class AestheticHead:
 
 def load_aesthetic(weights: Path, device: str = "cpu") -> AestheticHead:
     """Either published head from a safetensors file; another file is a `UserError`."""
-    tensors = read_weights_file(weights)
+    return AestheticHead(aesthetic_layers(read_weights_file(weights), weights), weights, device)
+
+
+def aesthetic_layers(tensors: dict[str, Tensor], origin: Path) -> nn.Sequential:
+    """The layers of either published head; other tensors are a `UserError` that names where they are from."""
     if tensors.keys() == {"weight", "bias"}:
-        layers = _linear(tensors, "", tensors["weight"].shape[1], 1, weights)
-        return AestheticHead(nn.Sequential(layers), weights, device)
+        return nn.Sequential(_linear(tensors, "", tensors["weight"].shape[1], 1, origin))
     expected = {f"layers.{i}.{kind}" for i in _LAYERS for kind in ("weight", "bias")}
     if tensors.keys() != expected:
         different = min(expected ^ tensors.keys())
-        raise UserError(f"{weights}: not the weights of an aesthetic predictor ({different} does not fit).")
-    chain = [_linear(tensors, f"layers.{i}.", *widths, weights) for i, widths in _LAYERS.items()]
-    return AestheticHead(nn.Sequential(*chain), weights, device)
+        raise UserError(f"{origin}: not the weights of an aesthetic predictor ({different} does not fit).")
+    return nn.Sequential(
+        *(_linear(tensors, f"layers.{i}.", *widths, origin) for i, widths in _LAYERS.items())
+    )
 
 
 def _linear(tensors: dict[str, Tensor], prefix: str, inputs: int, outputs: int, origin: Path) -> nn.Linear:

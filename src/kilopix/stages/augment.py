@@ -12,11 +12,12 @@ from kilopix.data.augmented import Augmenter, Kind
 from kilopix.data.cutmix import SettingChoice, check_size
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, Row, finished, from_table, read_manifest, to_table, write_manifest
-from kilopix.data.parts import Parts, make_parts, open_job
+from kilopix.data.parts import Parts, make_parts
 from kilopix.data.pixels import save_jpeg
 from kilopix.data.rows import write_rows
 from kilopix.data.sources import BrokenImage
 from kilopix.english import counted
+from kilopix.jobs import Folder, open_job
 from kilopix.runtime import remove_folder, say, sha256_of_file
 from kilopix.types import UserError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 ROWS_PER_PART = 512
 MANIFEST = "manifest.parquet"
+FOLDER = Folder(("parts/part-*", MANIFEST), ("parts/*", "cutmix/*", "crop/*", "manifest.failures.jsonl"))
 _QUALITY = 95
 
 
@@ -38,6 +40,7 @@ def run(
     workers: int | None = None,
     engine: Engine = "local",
     rows_per_part: int = ROWS_PER_PART,
+    overwrite: bool = False,
 ) -> Manifest:
     """Make one augmented picture of every picture; the same command again goes on, or says it is done."""
     source = read_manifest(manifest)
@@ -53,10 +56,10 @@ def run(
         "manifest": sha256_of_file(manifest),
         "rows_per_part": rows_per_part,
     }
-    if done := finished(out / MANIFEST, job):
+    if done := finished(out / MANIFEST, job, overwrite):
         say(f"{out}: already complete, {counted(len(done.rows), 'picture')}.")
         return done
-    open_job(out, job)
+    open_job(out, FOLDER, job, overwrite)
     work = out / "parts"
     augmenter = Augmenter(write_rows(source, work / "rows.arrow"), kind, setting, size, seed)
     parts = Parts(work, -(-len(source.rows) // rows_per_part))

@@ -7,6 +7,7 @@ In: a run that was trained with `training.average.kind = "power"`. Out: a safete
 from pathlib import Path
 
 from kilopix.english import counted
+from kilopix.jobs import OPTION, check_weights
 from kilopix.progress import working
 from kilopix.runtime import no_folder, say
 from kilopix.training.checkpoint import save_tensors
@@ -18,7 +19,13 @@ FAR = 0.05
 """A sum whose profile is further than this from the wanted one is another average, which the user is told."""
 
 
-def run(run_folder: Path, sigma_rel: float, at: int | None = None, out: Path | None = None) -> Path:
+def run(
+    run_folder: Path,
+    sigma_rel: float,
+    at: int | None = None,
+    out: Path | None = None,
+    overwrite: bool = False,
+) -> Path:
     """Write the average of width `sigma_rel` at the stored moment nearest to `at`, or at the newest."""
     if not 0 < sigma_rel <= WIDEST:
         raise UserError(f"--sigma-rel {sigma_rel}: must be above 0 and at most {WIDEST}.")
@@ -34,6 +41,7 @@ def run(run_folder: Path, sigma_rel: float, at: int | None = None, out: Path | N
     out = out or run_folder / f"average-{sigma_rel:g}.safetensors"
     with working("average"):
         tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
+    check_weights(out, header, "average", overwrite, OPTION)
     save_tensors(out, tensors, header)
     count = sum(profile.images <= images for profile in stored)
     say(

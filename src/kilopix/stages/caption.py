@@ -21,11 +21,12 @@ from kilopix.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from kilopix.data.parts import Parts, make_parts, open_job
+from kilopix.data.parts import Parts, make_parts
 from kilopix.data.quality import Fault, examine
 from kilopix.data.sources import EVERYTHING, Selection, Source, list_source, tell_classes
 from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.english import counted
+from kilopix.jobs import PARTS, open_job
 from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
 from kilopix.runtime import remove_folder, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
@@ -57,17 +58,18 @@ def run(
     device: str = "auto",
     engine: Engine = "local",
     selection: Selection = EVERYTHING,
+    overwrite: bool = False,
 ) -> Manifest:
     """Caption the selected pictures of `images`; the same command again goes on, or says that it is done."""
     pictures = read_pictures(images, selection)
     _check_rule(pictures, captioner, images)
     scenes = _scenes(images, captioner)
     job = _job(pictures, captioner, seed, cleaning)
-    if done := finished(out, job):
+    if done := finished(out, job, overwrite):
         say(f"{out}: already complete, {counted(len(done.rows), 'caption')}.")
         return done
     make = _maker(pictures, captioner, seed, cleaning, device, scenes)
-    rows = _make_all(make, out, job, workers, engine)
+    rows = _make_all(make, out, job, workers, engine, overwrite)
     write_manifest(out, pictures.root, rows + pictures.unused, job)
     _clean_up(out)
     made = read_manifest(out)
@@ -106,6 +108,7 @@ def redo(
     cleaning: Cleaning = "recommended",
     device: str = "auto",
     faults: tuple[Fault, ...] = REDONE,
+    overwrite: bool = False,
 ) -> Manifest:
     """Caption anew what the quality report finds fault with, and what got no caption; keep all else.
 
@@ -119,7 +122,7 @@ def redo(
     source = read_manifest(manifest)
     job = _job(Pictures(source.root, [], sha256_of_file(manifest)), warm, seed, cleaning)
     job |= {"redo": list(faults)}
-    if done := finished(out, job):
+    if done := finished(out, job, overwrite):
         say(f"{out}: already complete, {counted(len(done.rows), 'caption')}.")
         return done
     before = _counted(source.rows, faults)
@@ -128,7 +131,7 @@ def redo(
     made: dict[str, Row] = {}
     if todo:
         make = _maker(Pictures(source.root, todo, job["images"]), warm, seed, cleaning, device, None)
-        made = {row.path: row for row in _make_all(make, out, job, None)}
+        made = {row.path: row for row in _make_all(make, out, job, None, overwrite=overwrite)}
     rows = [replace(made.get(row.path, row), more=row.more) for row in source.rows]
     after = _counted(
         [row if row.error == "" else old for row, old in zip(rows, source.rows, strict=True)], faults
@@ -232,9 +235,10 @@ def _make_all(
     job: dict[str, Any],
     workers: int | None,
     engine: Engine = "local",
+    overwrite: bool = False,
 ) -> list[Row]:
     """All rows, part by part; a model is loaded once by every worker, which is this process by itself."""
-    open_job(_parts_folder(out), job)
+    open_job(_parts_folder(out), PARTS, job, overwrite, shown=out)
     parts = Parts(_parts_folder(out), -(-len(make.rows) // make.rows_per_part))
     is_model = isinstance(make, ModelPart)
     # A server has one caller, which keeps it busy; a model has a worker for every GPU that is asked for.

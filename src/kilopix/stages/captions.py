@@ -11,7 +11,8 @@ from typing import Any
 from kilopix.data.manifest import Manifest, read_manifest
 from kilopix.data.quality import FAULTS, MEANING, Quality, examine
 from kilopix.english import counted
-from kilopix.runtime import say, write_json
+from kilopix.jobs import write_report
+from kilopix.runtime import say
 
 
 def run(manifest: Path, out: Path | None = None) -> Quality:
@@ -21,7 +22,7 @@ def run(manifest: Path, out: Path | None = None) -> Quality:
     source = replace(source, rows=told)
     quality = examine([row.caption for row in told], [row.class_name for row in told])
     path = out or manifest.with_name(manifest.stem + ".quality.json")
-    write_json(path, report(source, quality))
+    write_report(path, report(source, quality), "captions")
     _print(source, quality)
     say(f"{path}: the faults of {len(quality.faults)} of {counted(quality.count, 'caption')}.")
     return quality

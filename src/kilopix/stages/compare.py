@@ -15,8 +15,9 @@ from kilopix.evaluation.comparison import Entry, Row, Unlike, differs, rows, unl
 from kilopix.evaluation.protocol import Score, card_of, read_card
 from kilopix.evaluation.published import Published, read_published
 from kilopix.evaluation.statistics import Interval, Observations, bootstrap, observe
+from kilopix.jobs import check_report, write_report
 from kilopix.progress import working
-from kilopix.runtime import atomic_path, read_lines, say
+from kilopix.runtime import read_lines, say
 from kilopix.types import UserError
 
 MARKDOWN, HTML = "compare.md", "compare.html"
@@ -61,8 +62,9 @@ def run(cards: Sequence[Path], out: Path, allow_unlike: bool = False, published:
         tables.append(beside)
         after = _sources(facts)
     text = _markdown(tables, after)
-    _write(out / MARKDOWN, text)
-    _write(out / HTML, _html(tables, after))
+    check_report(out / HTML, "compare")
+    write_report(out / MARKDOWN, text, "compare")
+    write_report(out / HTML, _html(tables, after), "compare")
     say(text)
     say(f"{out / MARKDOWN} and {HTML}: {counted(len(entries), 'card')}, {counted(len(found), 'score')}.")
     return tables
@@ -256,8 +258,3 @@ def _html(tables: list[Table], after: list[str]) -> str:
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(text).render(tables=tables, after=after)
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

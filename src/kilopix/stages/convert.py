@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kilopix.pretrained.aesthetic import load_aesthetic
+from kilopix.jobs import check_weights
+from kilopix.pretrained.aesthetic import aesthetic_layers
 from kilopix.pretrained.inception import PUBLISHED, check_inception
 from kilopix.runtime import atomic_path, cache_folder, say, sha256_of_file
 from kilopix.types import UserError
@@ -19,20 +20,17 @@ from kilopix.types import UserError
 Kind = Literal["inception", "aesthetic"]
 
 
-def run(kind: Kind, source: Path, out: Path | None = None) -> Path:
+def run(kind: Kind, source: Path, out: Path | None = None, overwrite: bool = False) -> Path:
     """Convert a file; without `out` it goes where `kilopix fidelity` looks for it."""
     out = out or cache_folder() / "weights" / f"{kind}.safetensors"
     tensors = _read(source)
     sha256 = sha256_of_file(source)
     if kind == "inception":
         check_inception(tensors, source)
+    else:
+        aesthetic_layers(tensors, source)
+    check_weights(out, {"source_sha256": sha256}, "convert", overwrite)
     _write(tensors, out, sha256)
-    if kind == "aesthetic":
-        try:
-            load_aesthetic(out)
-        except UserError:
-            out.unlink()
-            raise
     if kind == "inception" and not sha256.startswith(PUBLISHED):
         say(
             f"{source}: these are not the published weights, whose SHA-256 begins with {PUBLISHED}; "

@@ -13,7 +13,6 @@ from typing import Any
 
 from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
-from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
 from kilopix.english import counted
 from kilopix.evaluation.dpg import (
@@ -28,14 +27,16 @@ from kilopix.evaluation.dpg import (
 from kilopix.evaluation.dpg_folder import Layout, Picture, crop_box, find_pictures
 from kilopix.evaluation.dpg_questions import Asked, published_fails, read_questions, without_lost
 from kilopix.evaluation.made import Made, read_made
-from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, write_card
+from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, check_card, write_card
 from kilopix.evaluation.statistics import bootstrap, observe
 from kilopix.features import versions
+from kilopix.jobs import OPTION, PARTS, Folder, check_only, open_job
 from kilopix.pretrained.vqa import VqaConfig, load_vqa
 from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_file, sha256_of_text, write_lines
 from kilopix.types import UserError
 
-ANSWERS, RESULTS, CARD, PARTS = "answers.jsonl", "results.jsonl", "card.json", ".parts"
+ANSWERS, RESULTS, CARD, WORK = "answers.jsonl", "results.jsonl", "card.json", ".parts"
+FOLDER = Folder((ANSWERS, RESULTS, CARD), (f"{WORK}/*",), instead=OPTION)
 NOT_STATED = "not stated"
 PUBLISHED = "DPG-Bench as published"
 FAILED = (
@@ -57,8 +58,10 @@ def run(
     made_by: Path | None = None,
     allow_doubled: bool = False,
     devices: Sequence[str] = ("auto",),
+    overwrite: bool = False,
 ) -> Card:
     """Score the pictures below `images`; the same command again goes on, or says that it is done."""
+    check_only(out, FOLDER)
     every, published = read_questions(questions), read_questions(questions, "published")
     for oddity in every.oddities:
         say(f"  odd: {oddity}")
@@ -66,7 +69,7 @@ def run(
     pictures = find_pictures(images, names, layout, per_prompt)
     made = read_made(images, made_by)
     checked = _check(images, pictures, layout, size, allow_doubled)
-    header, lines = _answers(images, questions, out, pictures, every.items, checked, vqa, devices)
+    header, lines = _answers(images, questions, out, pictures, every.items, checked, vqa, devices, overwrite)
     answered: dict[str, list[Line]] = {}
     for line in lines:
         answered.setdefault(line["item"], []).append(line)
@@ -74,7 +77,6 @@ def run(
     as_published, failed = _published(published.items, answered)
     left_out = [LeftOut(name=f"{PUBLISHED}, {name}", because=FAILED) for name in failed]
     scored = score_items(mended)
-    write_lines(out / RESULTS, _results(scored, answered))
     scores = [*_scores("DPG-Bench", mended, scored, "every")]
     if as_published:
         old = score_items(as_published, "last")
@@ -85,6 +87,8 @@ def run(
     else:
         scores.append(_vqa_score(lines))
     card = _card(made, questions, every.items, pictures, checked, header, layout, scores, left_out)
+    check_card(out / CARD, card, overwrite)
+    write_lines(out / RESULTS, _results(scored, answered))
     write_card(out / CARD, card)
     for score in card.scores:
         ends = "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}, "
@@ -123,6 +127,7 @@ def _answers(
     checked: Checked,
     vqa: VqaConfig,
     devices: Sequence[str],
+    overwrite: bool,
 ) -> tuple[Line, list[Line]]:
     """What is answered about every picture, under a first line that says how; from disk where it is there."""
     job = {
@@ -133,22 +138,22 @@ def _answers(
         "vqa": vqa.model_dump(mode="json"),
     }
     path = out / ANSWERS
-    if done := finished_lines(path, job):
+    if done := finished_lines(path, job, overwrite):
         say(f"{path}: already complete, {counted(len(done[1]), 'picture')}.")
         return done
     # A server is asked many things at once by one process.
     where = ["cpu"] if vqa.kind == "server" else [pick_device(device) for device in devices]
-    open_job(out / PARTS, job)
-    parts = LineParts(out / PARTS, -(-len(pictures) // PER_PART))
+    open_job(out / WORK, PARTS, job, overwrite, shown=out)
+    parts = LineParts(out / WORK, -(-len(pictures) // PER_PART))
     by_name = {item.name: item for item in items}
     make_lines(parts, Ask(images, pictures, by_name, vqa), "ask", len(pictures), where)
     lines = list(parts.lines())
     models = {line.pop("vqa_fingerprint") for line in lines}
     if len(models) > 1:
-        raise UserError(f"{out / PARTS}: was begun with other weights; delete it and run the command again.")
+        raise UserError(f"{out / WORK}: was begun with other weights; delete it and run the command again.")
     header = {"job": job, "versions": versions(), "vqa_fingerprint": models.pop()}
     write_lines(path, [header, *lines])
-    remove_folder(out / PARTS)
+    remove_folder(out / WORK)
     return header, lines
 
 

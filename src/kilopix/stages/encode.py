@@ -17,7 +17,7 @@ from kilopix.data.augmented import Augmenter, Pictures, load_ahead
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, read_manifest
 from kilopix.data.part_facts import EMPTY_TEXT, ShardParts, gather
-from kilopix.data.parts import JOB, check_same_job, make_parts, open_job
+from kilopix.data.parts import make_parts
 from kilopix.data.rows import write_rows
 from kilopix.data.shards import (
     CODEC,
@@ -28,6 +28,7 @@ from kilopix.data.shards import (
 )
 from kilopix.encoding import EncodePart, to_images
 from kilopix.english import counted
+from kilopix.jobs import Folder, open_job, state_of
 from kilopix.pretrained.autoencoder import (
     load_autoencoder,
 )
@@ -37,7 +38,6 @@ from kilopix.recipe import Recipe
 from kilopix.runtime import (
     atomic_path,
     pick_device,
-    read_json,
     remove_folder,
     report_left_out,
     say,
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     pass
 
 ROWS_PER_PART = 1024
+FAILURES = "failures.jsonl"
+FOLDER = Folder(("plain-*.arrow", "augmented-*.arrow"), (INDEX, CODEC, EMPTY_TEXT, FAILURES, "work/*"))
 FIT_IMAGES = 2000
 PSNR_IMAGES = 200
 RELEASE_SIDE = 256
@@ -67,6 +69,7 @@ def run(
     rows_per_part: int = ROWS_PER_PART,
     stored: bool = False,
     codec: Path | None = None,
+    overwrite: bool = False,
 ) -> ShardIndex:
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
@@ -98,12 +101,11 @@ def run(
     if codec is not None:
         codec = _given_codec(codec, recipe)
         job["codec"] = sha256_of_file(codec)
-    if (out / INDEX).exists():
-        check_same_job(read_json(out / JOB), job, out)
+    if state_of(out, FOLDER, job, overwrite) == "same" and (out / INDEX).exists():
         index = read_index(out)
         say(f"{out}: already complete, {counted(index.plain, 'picture')} and {index.augmented:,} augmented.")
         return index
-    pictures = _pictures(plain, manifest, augmented, online, recipe, out, job)
+    pictures = _pictures(plain, manifest, augmented, online, recipe, out, job, overwrite)
     device = device if engine == "ray" else pick_device(device)
     if codec is not None and not (out / CODEC).exists():
         with atomic_path(out / CODEC) as temporary:
@@ -122,7 +124,7 @@ def run(
     remove_folder(out / "work")
     note = f", PSNR of the codec {psnr:.1f} dB" if psnr else ""
     say(f"{out}: {counted(index.plain, 'picture')} and {index.augmented:,} augmented{note}.")
-    report_left_out(left_out, out / "failures.jsonl")
+    report_left_out(left_out, out / FAILURES)
     return index
 
 
@@ -134,6 +136,7 @@ def _pictures(
     recipe: Recipe,
     out: Path,
     job: dict[str, Any],
+    overwrite: bool,
 ) -> dict[str, Pictures]:
     """What is to be encoded, by kind; the folder is opened when all is checked."""
     size, augment = recipe.data.image_size, recipe.data.augment
@@ -143,7 +146,7 @@ def _pictures(
         raise UserError(f"{augmented}: none of its pictures is made from one of the plain manifest.")
     if online and augment.kind == "cutmix" and len({row.class_name for row in plain.rows}) < 2:
         raise UserError(f"{path}: CutMix pastes a picture of another class, and there is only one class.")
-    open_job(out, job)
+    open_job(out, FOLDER, job, overwrite)
     with working("write the list of images"):
         rows = write_rows(plain, out / "work" / "plain.arrow")
     pictures = {"plain": Pictures(rows, size)}

@@ -15,7 +15,6 @@ import torch
 
 from kilopix.config import merge, parse, parse_overrides
 from kilopix.data.manifest import Row, read_manifest
-from kilopix.data.parts import open_job
 from kilopix.data.sources import BrokenImage, open_image, open_picture, square
 from kilopix.data.world.objects import HUES, OBJECTS, training_colors
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
@@ -29,6 +28,7 @@ from kilopix.evaluation.statistics import bootstrap
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.features import versions
 from kilopix.generator import Generator
+from kilopix.jobs import OPTION, Folder, open_job
 from kilopix.pretrained.judge import load_judge
 from kilopix.pretrained.vision import load_efficientnet_lite0
 from kilopix.progress import Progress, working
@@ -38,6 +38,8 @@ from kilopix.types import Detection, UserError
 
 CARD = "card.json"
 JUDGED = "judged.jsonl"
+FAILURES = "failures.jsonl"
+FOLDER = Folder(("tasks/*", "fidelity/*", JUDGED, CARD), (FAILURES,), instead=OPTION)
 FEWEST_HELD_OUT = 8
 # The judge reports only what passes its own threshold, so none of GenEval's two is applied again.
 JUDGE_OPTIONS = GenevalOptions(threshold=0.0, counting_threshold=0.0)
@@ -60,6 +62,7 @@ def run(
     changes: SamplingChanges = UNCHANGED,
     overrides: Sequence[str] = (),
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Card:
     """Score a model; the same command again goes on, or says that it is done.
 
@@ -87,13 +90,13 @@ def run(
         "sampling": sampling.model_dump(mode="json"),
         "images_per_prompt": recipe.evaluation.images_per_prompt,
     }
-    open_job(out, protocol)
+    open_job(out, FOLDER, protocol, overwrite)
     if (out / CARD).exists():
         card = read_card(out / CARD)
         say(f"{out / CARD}: already complete.")
         return card
     real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
-    report_left_out(left_out, out / "failures.jsonl")
+    report_left_out(left_out, out / FAILURES)
     repeats = recipe.evaluation.images_per_prompt
     asked = [prompt for prompt in prompts for _ in range(repeats)]
     judged_jobs = _jobs(out / "tasks", [text for text in texts for _ in range(repeats)], seed)

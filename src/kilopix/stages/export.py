@@ -6,7 +6,7 @@ In: a model, protocol cards. Out: a folder with a model card, samples and weight
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,14 +15,30 @@ from kilopix.export.diffusers_folder import INDEX, write_pipeline
 from kilopix.export.model_card import About, Sample, model_card, read_cards
 from kilopix.export.weights_file import header_of, write_weights
 from kilopix.generator import Generator
+from kilopix.jobs import Folder, state_of
 from kilopix.model_files import CONFIG, WEIGHTS
 from kilopix.progress import Progress
-from kilopix.runtime import read_json, say, write_json
+from kilopix.runtime import read_json, say, sha256_of_text, write_json
 from kilopix.types import UserError
 
 Format = Literal["hub", "diffusers"]
 PROMPTS = ("a photo of a penguin", "a photo of a red car", "a cat on a pale blue background")
 CARD, SAMPLES = "README.md", "samples"
+FOLDER = Folder(
+    (
+        CARD,
+        WEIGHTS,
+        CONFIG,
+        INDEX,
+        "*.py",
+        "*/*.json",
+        "*/*.safetensors",
+        "*/*.py",
+        f"{SAMPLES}/*",
+        "text_encoder/*",
+        "tokenizer/*",
+    )
+)
 MADE_BY = "kilopix export"
 
 
@@ -36,13 +52,13 @@ def run(
     seed: int = 0,
     changes: SamplingChanges = UNCHANGED,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> None:
-    """Write the folder, in place of one that this command wrote before.
+    """Write the folder; the same command again says that it is done.
 
     `changes` become the exported model's own sampling settings. Raises `UserError` for scores of other
     weights, and for a folder that something else made.
     """
-    _check_free(out)
     cards = read_cards(scores)
     generator = Generator.from_pretrained(model, device, dtype="float32")
     for path, card in zip(scores, cards, strict=True):
@@ -51,6 +67,20 @@ def run(
     sampling = generator.settings(changes)
     generator = replace(generator, recipe=generator.recipe.model_copy(update={"sampling": sampling}))
     about = about or About(out.resolve().name, "mit")
+    job = {
+        "stage": "export",
+        "format": kind,
+        "weights": generator.fingerprint,
+        "sampling": sampling.model_dump(mode="json"),
+        "scores": [sha256_of_text(card.model_dump_json()) for card in cards],
+        "about": asdict(about),
+        "prompts": list(prompts),
+        "seed": seed,
+    }
+    state = state_of(out, FOLDER, job, overwrite, lambda record: {**read_json(record), "files": []})
+    if state == "same" and all((out / name).is_file() for name in read_json(out / FOLDER.record)["files"]):
+        say(f"{out}: already complete, {_how_to_load(kind, out)}")
+        return
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -65,23 +95,14 @@ def run(
             generator.write(wanted, sampling, 32, shown)
         text = model_card(generator, about, cards, samples, kind == "diffusers")
         (temporary / CARD).write_text(text, encoding="utf-8")
+        files = sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file())
+        write_json(temporary / FOLDER.record, {**job, "files": files})
         shutil.rmtree(out, ignore_errors=True)
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     say(f"{out}: {size / 1e6:.1f} MB, {_how_to_load(kind, out)}")
-
-
-def _check_free(out: Path) -> None:
-    """Refuse a folder with files of something else."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    index, config = out / INDEX, out / CONFIG
-    ours = index.is_file() and "KilopixPipeline" in (read_json(index).get("_class_name") or [])
-    ours = ours or (config.is_file() and read_json(config).get("made_by") == MADE_BY)
-    if not ours:
-        raise UserError(f"{out}: not empty, and not made by this command; choose another folder.")
 
 
 def _how_to_load(kind: Format, out: Path) -> str:

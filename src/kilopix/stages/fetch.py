@@ -10,9 +10,9 @@ from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilopix.data.parts import JOB, open_job
 from kilopix.data.sources.listing import SAVED
 from kilopix.english import counted
+from kilopix.jobs import JOB, Folder, open_job
 from kilopix.progress import Progress, working
 from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
@@ -24,16 +24,22 @@ ROWS_PER_FILE = 2048
 ROWS_PER_GROUP = 16
 """A picture at random costs reading one row group, as when CutMix looks for a partner."""
 DONE = "fetched.json"
+FOLDER = Folder(("*.parquet",), (DONE,))
 
 
 def run(
-    name: str, out: Path, split: str = "train", config: str | None = None, limit: int | None = None
+    name: str,
+    out: Path,
+    split: str = "train",
+    config: str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Stream a split into Parquet files; the same command again goes on, or says that it is done."""
     import pyarrow.parquet as pq
 
     job = {"stage": "fetch", "name": name, "split": split, "config": config, "limit": limit}
-    open_job(out, job)
+    open_job(out, FOLDER, job, overwrite)
     if (out / DONE).exists():
         rows = read_json(out / DONE)["rows"]
         say(f"{out}: already complete, {counted(rows, 'row')}.")

@@ -37,10 +37,10 @@ def run(out: Path, url: str = OFFICIAL, sha256: str | None = None) -> str:
             read_questions(temporary)
     found = sha256_of_file(out)
     _check(found, expected, str(out), "delete it, and it is fetched again")
+    items = read_questions(out).items
     if recorded is None:
         with atomic_path(record) as temporary:
             temporary.write_text(f"{found}  {out.name}\n", encoding="utf-8")
-    items = read_questions(out).items
     how = (
         "as given"
         if sha256

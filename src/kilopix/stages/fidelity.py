@@ -21,7 +21,7 @@ from kilopix.data.picture_sets import ARRAYS, SAMPLES, PictureSet
 from kilopix.english import counted
 from kilopix.evaluation.fidelity import frechet_distance
 from kilopix.evaluation.made import MADE, Made, made_by_sampling, read_made
-from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, Setting, write_card
+from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, Setting, check_card, write_card
 from kilopix.evaluation.reference_statistics import ORIGIN
 from kilopix.evaluation.statistics import bootstrap, observe
 from kilopix.evaluation.streaming import comparisons, kernel_distance_subsets, neighbours, subset_size
@@ -68,6 +68,7 @@ def run(
     cache: Path | None = None,
     workers: int | None = None,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Card:
     """Score pictures; the same command again goes on, and takes up weights that have come since.
 
@@ -78,7 +79,8 @@ def run(
     if unknown:
         raise UserError(f"{unknown[0]}: no such score; there are {', '.join(every)}.")
     config = parse(FidelityConfig, parse_overrides(overrides), "overrides")
-    work = read_work(images, reference, out, config, prompts, cache or cache_folder(), workers, device)
+    places = out, config, prompts, cache or cache_folder()
+    work = read_work(images, reference, *places, workers, device, overwrite)
     left_out = _left_out(work, only or every, bool(only))
     chosen = [name for name in only or every if name not in left_out]
     if not chosen:
@@ -96,8 +98,9 @@ def run(
             values[name], evaluator = _preferences(work, name)
             scores.append(_mean_score(name, values[name], work.images.set.prompts))
         evaluators.append(evaluator)
-    _write_observations(out / OBSERVATIONS, work.images.set, values)
     card = _card(work, scores, evaluators, left_out)
+    check_card(out / CARD, card, overwrite)
+    _write_observations(out / OBSERVATIONS, work.images.set, values)
     write_card(out / CARD, card)
     for score in scores:
         interval = "" if score.low is None else f" ({score.low:.4g} to {score.high:.4g})"

@@ -19,23 +19,24 @@ from pydantic import Field
 from kilopix.config import Config, parse, parse_overrides
 from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
-from kilopix.data.parts import open_job
 from kilopix.data.sources import open_image
 from kilopix.english import counted
 from kilopix.evaluation.geneval import COLORS, GenevalOptions, Prompt, keep_detections, prompts_to_text
 from kilopix.evaluation.geneval_folder import Asked, check_official, read_folder
 from kilopix.evaluation.geneval_prompts import OBJECTS
 from kilopix.evaluation.made import PLAIN, Made, read_made
-from kilopix.evaluation.protocol import Card, Evaluator, Score, write_card
+from kilopix.evaluation.protocol import Card, Evaluator, Score, check_card, write_card
 from kilopix.evaluation.statistics import bootstrap
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.features import versions
+from kilopix.jobs import OPTION, PARTS, Folder, check_only, open_job
 from kilopix.pretrained.clip import ColorConfig, cut_out, load_color_classifier
 from kilopix.pretrained.detector import DetectorConfig, Found, load_detector
 from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_text, write_lines
 from kilopix.types import Detection, UserError
 
-DETECTIONS, RESULTS, CARD, PARTS = "detections.jsonl", "results.jsonl", "card.json", ".parts"
+DETECTIONS, RESULTS, CARD, WORK = "detections.jsonl", "results.jsonl", "card.json", ".parts"
+FOLDER = Folder((DETECTIONS, RESULTS, CARD), (f"{WORK}/*",), instead=OPTION)
 PER_PART = 32
 BATCH = 8
 LENGTHENED = "lengthened"
@@ -63,8 +64,10 @@ def run(
     any_prompts: bool = False,
     allow_doubled: bool = False,
     devices: Sequence[str] = ("auto",),
+    overwrite: bool = False,
 ) -> Card:
     """Score the pictures below `images`; the same command again goes on, or applies other options."""
+    check_only(out, FOLDER)
     rules = parse(GenevalOptions, parse_overrides(options), "options")
     if min(rules.threshold, rules.counting_threshold) < reading.floor:
         raise UserError(
@@ -76,10 +79,11 @@ def run(
     files = [file for one in asked for file in one.files]
     prompts = [one.prompt for one in asked for _ in one.files]
     checked = check_pictures(images, files, (size, size) if size else None, allow_doubled)
-    job, found = _detections(images, out, files, prompts, checked, reading, devices)
+    job, found = _detections(images, out, files, prompts, checked, reading, devices, overwrite)
     results = score_images(prompts, found, rules)
-    write_lines(out / RESULTS, _official_lines(files, results, found, rules))
     card = _card(made, asked, checked, results, rules, job)
+    check_card(out / CARD, card, overwrite)
+    write_lines(out / RESULTS, _official_lines(files, results, found, rules))
     write_card(out / CARD, card)
     overall = card.scores[0]
     for score in card.scores:
@@ -118,6 +122,7 @@ def _detections(
     checked: Checked,
     reading: Reading,
     devices: Sequence[str],
+    overwrite: bool,
 ) -> tuple[dict[str, Any], list[list[Detection]]]:
     """What is found in every picture, and the job that says how; read from disk where it is there."""
     job = {
@@ -129,19 +134,19 @@ def _detections(
         "floor": reading.floor,
     }
     path = out / DETECTIONS
-    if done := finished_lines(path, job):
+    if done := finished_lines(path, job, overwrite):
         header, lines = done
         say(f"{path}: already complete, {counted(len(lines), 'picture')}; the rules are applied to it.")
         return header, [_read_objects(line) for line in lines]
     work = Look(images, files, prompts, checked.sha256, reading)
     devices = [pick_device(device) for device in devices]
-    open_job(out / PARTS, job)
-    parts = LineParts(out / PARTS, -(-len(files) // PER_PART))
+    open_job(out / WORK, PARTS, job, overwrite, shown=out)
+    parts = LineParts(out / WORK, -(-len(files) // PER_PART))
     make_lines(parts, work, "detect", len(files), devices)
-    header, lines = _one_header(out / PARTS, list(parts.lines()))
+    header, lines = _one_header(out / WORK, list(parts.lines()))
     header = {"job": job, "versions": versions(), **header}
     write_lines(path, [header, *lines])
-    remove_folder(out / PARTS)
+    remove_folder(out / WORK)
     return header, [_read_objects(line) for line in lines]
 
 

@@ -15,9 +15,10 @@ from PIL import Image
 
 from kilopix.config import Config, parse
 from kilopix.data.shards import Sample, Shards
+from kilopix.jobs import check_report, write_report
 from kilopix.pretrained.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from kilopix.progress import track
-from kilopix.runtime import atomic_path, pick_device, say, seed_from
+from kilopix.runtime import pick_device, say, seed_from
 from kilopix.types import UserError
 
 _STYLE = """body{font:15px/1.45 sans-serif;color:#222;max-width:62rem;margin:2rem auto;padding:0 1rem}
@@ -46,6 +47,7 @@ def run(shards_folder: Path, out: Path, count: int = 24, seed: int = 0, device: 
     """Write a page of `count` plain pictures drawn at random, each beside its augmented version, if any."""
     if count < 1:
         raise UserError(f"count: must be at least 1 (got {count}).")
+    check_report(out, "inspect")
     shards = Shards(shards_folder)
     index = shards.index
     config = parse(_Owner, {"autoencoder": index.autoencoder}, f"{shards_folder}: index.json").autoencoder
@@ -57,8 +59,7 @@ def run(shards_folder: Path, out: Path, count: int = 24, seed: int = 0, device: 
         )
     rng = random.Random(seed_from("inspect", seed))
     chosen = sorted(rng.sample(range(len(shards)), min(count, len(shards))))
-    with atomic_path(out) as temporary:
-        temporary.write_text(_page(shards, autoencoder, chosen), encoding="utf-8")
+    write_report(out, _page(shards, autoencoder, chosen), "inspect")
     say(f"{out}: {len(chosen)} of {len(shards)} pictures.")
     return out
 

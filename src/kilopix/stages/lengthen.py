@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
-from kilopix.data.parts import open_job
 from kilopix.english import counted
 from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import INSTRUCTION, Lengthened, lengthened_from_lines
+from kilopix.jobs import OUT, PARTS, open_job
 from kilopix.pretrained.instruct import InstructConfig, load_instruct
 from kilopix.prompt_files import read_prompts
 from kilopix.runtime import Line, pick_device, read_lines, remove_folder, say, sha256_of_text, write_lines
@@ -22,7 +22,11 @@ PER_PART = 16
 
 
 def run(
-    out: Path, model: InstructConfig, prompts: Path | None = None, devices: Sequence[str] = ("auto",)
+    out: Path,
+    model: InstructConfig,
+    prompts: Path | None = None,
+    devices: Sequence[str] = ("auto",),
+    overwrite: bool = False,
 ) -> Lengthened:
     """Lengthen every prompt once; the same command again goes on, or says that it is done."""
     texts = read_prompts(prompts) if prompts else [prompt.text for prompt in official_prompts()]
@@ -33,11 +37,11 @@ def run(
         "prompts": sha256_of_text("\n".join(texts)),
         "instruction": sha256_of_text(INSTRUCTION),
     }
-    if done := finished_lines(out, job):
+    if done := finished_lines(out, job, overwrite, OUT):
         say(f"{out}: already complete, {counted(len(done[1]), 'prompt')}.")
         return lengthened_from_lines([done[0], *done[1]], str(out))
     folder = out.with_name(f".{out.stem}.parts")
-    open_job(folder, job)
+    open_job(folder, PARTS, job, overwrite, shown=out)
     parts = LineParts(folder, -(-len(texts) // PER_PART))
     # A server is asked many things at once by one process.
     where = ["cpu"] if model.kind == "server" else [pick_device(device) for device in devices]

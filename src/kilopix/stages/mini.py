@@ -9,14 +9,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from kilopix.data.engines import run_local
 from kilopix.english import counted
+from kilopix.jobs import Folder, clear, state_of
 from kilopix.progress import Progress
 from kilopix.runtime import atomic_path, read_json, say, write_json
 from kilopix.types import UserError
 
+RECORD = "mini.json"
+FOLDER = Folder(("train/*", "val/*"), record=RECORD)
 _CHUNK = 128  # pictures that a worker draws at a time
 _QUALITY = 92
 _SMALLEST, _LARGEST = 16, 512
@@ -70,6 +72,7 @@ def run(
     classes: int = 64,
     val_per_class: int = 20,
     workers: int | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Draw the pictures of the first `classes` objects; the same command again goes on where it stopped.
 
@@ -83,7 +86,7 @@ def run(
         "val_per_class": val_per_class,
     }
     _check(arguments, workers)
-    if _claim(out, arguments):
+    if _claim(out, arguments, overwrite):
         say(f"{out}: already complete.")
         return
     splits = {"train": images_per_class, "val": val_per_class}
@@ -91,7 +94,7 @@ def run(
     _draw_all(out, seed, size, [*pictures["train"], *pictures["val"]], workers or os.cpu_count() or 1)
     for split in splits:
         _write_scenes(out / split, seed, pictures[split])
-    write_json(out / "mini.json", {"complete": True, **arguments})
+    write_json(out / RECORD, {"complete": True, **arguments})
     total = classes * (images_per_class + val_per_class)
     say(f"{out}: {counted(total, 'picture')} of {counted(classes, 'class')}, {size} x {size} pixels.")
 
@@ -112,18 +115,14 @@ def _check(arguments: dict[str, int], workers: int | None) -> None:
         raise UserError(f"workers: must be at least 1 (got {workers}).")
 
 
-def _claim(out: Path, arguments: dict[str, int]) -> bool:
+def _claim(out: Path, arguments: dict[str, int], overwrite: bool) -> bool:
     """Take the folder for these arguments; true if they are done already."""
-    record = out / "mini.json"
-    if record.exists():
-        found: dict[str, Any] = read_json(record)
-        complete = found.pop("complete", False)
-        if found != arguments:
-            before = ", ".join(f"{key}={value}" for key, value in found.items())
-            raise UserError(f"{out}: holds a set made with {before}; give these again, or another folder.")
-        return bool(complete)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: is not empty and holds no set of this kind; give another folder.")
+    record = out / RECORD
+    state = state_of(out, FOLDER, arguments, overwrite, lambda path: {**read_json(path), "complete": False})
+    if state == "same":
+        return bool(read_json(record)["complete"])
+    if state == "other":
+        clear(out, FOLDER)
     write_json(record, {"complete": False, **arguments})
     return False
 

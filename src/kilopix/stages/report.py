@@ -22,7 +22,8 @@ from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.english import counted
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card, read_card
-from kilopix.runtime import atomic_path, read_json, read_lines, say
+from kilopix.jobs import check_report, write_report
+from kilopix.runtime import read_json, read_lines, say
 
 PER_TASK = 6
 SHEETS, SHEET_WIDTH = 6, 720
@@ -49,6 +50,7 @@ def run(
     """Write the page; `beside` are samples of another model, shown under those of the same prompts."""
     if run_folder.is_dir() and not (run_folder / "recipe.json").is_file():
         raise UserError(f"{run_folder}: holds no recipe.json, so it is no run of `kilopix train`.")
+    check_report(out, "report")
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
     page = _template().render(
@@ -68,8 +70,7 @@ def run(
         pastes=_pastes(augmented) if augmented else [],
         times=_times(times) if times else [],
     )
-    with atomic_path(out) as temporary:
-        temporary.write_text(page, "utf-8")
+    write_report(out, page, "report")
     say(f"{out}: written.")
 
 

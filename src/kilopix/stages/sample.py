@@ -13,12 +13,14 @@ from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
 from kilopix.english import counted
 from kilopix.generator import Generator
+from kilopix.jobs import OPTION, Folder, clear, state_of
 from kilopix.progress import Progress
 from kilopix.runtime import read_json, say, write_json
 from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
 BATCH = 32
+FOLDER = Folder(("[0-9]*.png", GRID), record=LIST, instead=OPTION)
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,11 @@ def run(
     device: str = "auto",
     seeds: Sequence[int] = (),
     sweep: Sweep | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Make pictures of every prompt: of the seeds seed, seed + 1, ..., or of `seeds` if there are any.
 
-    The same call again goes on where it was; another call on the same folder replaces what is there.
+    The same call again goes on where it was; the folder of another one is replaced only with `overwrite`.
     """
     generator = Generator.from_pretrained(model, device)
     own = generator.settings(changes)
@@ -73,14 +76,10 @@ def run(
             for file, job in zip(files, jobs, strict=True)
         ],
     }
-    if not (out / LIST).exists():
-        if out.is_dir() and any(out.iterdir()):
-            raise UserError(f"{out}: not empty, and not made by this command; choose another folder.")
-        write_json(out / LIST, made)
-    elif (before := read_json(out / LIST)) != made:
-        for image in before["images"]:  # pictures of another call; this one takes their place
-            (out / image["file"]).unlink(missing_ok=True)
-        (out / GRID).unlink(missing_ok=True)
+    state = state_of(out, FOLDER, _told(made, out), overwrite, lambda file: _told(read_json(file), file))
+    if state == "other":
+        clear(out, FOLDER)
+    if state != "same":
         write_json(out / LIST, made)
     elif (out / GRID).exists():
         say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
@@ -90,6 +89,22 @@ def run(
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
     say(f"{out / GRID}: {counted(len(files), 'picture')}.")
     return files
+
+
+def _told(made: Any, place: Path) -> dict[str, Any]:
+    """What a list of samples says of the call that it is of, in the words of the command line."""
+    try:
+        images = made["images"]
+        told = {
+            "model": f"{Path(made['weights']).name} ({str(made['weights_sha256'])[:8]})",
+            "prompts": list(dict.fromkeys(image["prompt"] for image in images)),
+            "seeds": list(dict.fromkeys(image["seed"] for image in images)),
+        }
+        for key in ("steps", "guidance"):
+            told[key] = list(dict.fromkeys(image[key] for image in images if key in image))
+        return {**told, "sampling": made["sampling"], "images": len(images)}
+    except (KeyError, TypeError):
+        raise UserError(f"{place}: not a list of samples by this command; choose another folder.") from None
 
 
 def _swept(job: _Job, sweep: Sweep, own: SamplingConfig) -> dict[str, Any]:

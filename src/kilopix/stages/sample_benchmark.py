@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kilopix.data.parts import check_same_job
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
@@ -18,12 +17,14 @@ from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import lengthened_from_lines
 from kilopix.evaluation.made import MADE, PLAIN, Made, write_made
 from kilopix.generator import Generator
+from kilopix.jobs import Folder, clear, state_of
 from kilopix.progress import Progress
-from kilopix.runtime import atomic_path, read_json, read_lines, say, sha256_of_text
+from kilopix.runtime import atomic_path, read_lines, say, sha256_of_text
 from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]
 BATCH = 32
+FOLDER = Folder(("*/[0-9]*.png",), ("*/metadata.jsonl",), record=MADE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def run(
     lengthened: Path | None = None,
     questions: Path | None = None,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> Path:
     """Make `per_prompt` pictures of every prompt, with the seeds seed, seed + 1, ... for each prompt.
 
@@ -65,6 +67,7 @@ def run(
             steps=sampling.steps,
             guidance=sampling.guidance.scale,
         ),
+        overwrite,
     )
     if benchmark == "geneval":
         _write_metadata(out)
@@ -103,13 +106,12 @@ def _asked(
     return [_Asked(text, names) for text, names in zip(texts, files, strict=True)], style, sha256
 
 
-def _begin(out: Path, made: Made) -> None:
+def _begin(out: Path, made: Made, overwrite: bool) -> None:
     """Record how the pictures are made, or refuse a folder whose pictures are made in another way."""
-    if (out / MADE).exists():
-        check_same_job(read_json(out / MADE), made.model_dump(mode="json"), out)
-    elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: not empty, and not made by this command; choose another folder.")
-    else:
+    state = state_of(out, FOLDER, made.model_dump(mode="json"), overwrite)
+    if state == "other":
+        clear(out, FOLDER)
+    if state != "same":
         write_made(out, made)
 
 

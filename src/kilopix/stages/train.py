@@ -13,7 +13,7 @@ place of its images, so a run that was stopped and started again is the run that
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.engine import CHECKPOINTS, go_on_from, start, train
 from kilopix.english import counted
 from kilopix.graft import beginning
+from kilopix.jobs import Folder, State, clear, state_of
 from kilopix.network import build_network, training_flops_per_image
 from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
@@ -51,6 +52,11 @@ HOW = {
 }
 """Settings of `training` that say how a run is computed and watched, not what it learns."""
 MODEL, RECIPE = "model.safetensors", "recipe.json"
+FOLDER = Folder(
+    (MODEL, LOG, "average-*", "averages/*", "previews/*", "scores/*", "*.jsonl", f"{CHECKPOINTS}/*"),
+    (CODEC, "processes/*", "tensorboard/*", "wandb*"),
+    record=RECIPE,
+)
 
 
 def run(
@@ -60,6 +66,7 @@ def run(
     device: str = "auto",
     validation: Path | None = None,
     score: ScoreAverage | None = None,
+    overwrite: bool = False,
 ) -> bool:
     """Train; the same command again goes on from the newest checkpoint, or says that it is done.
 
@@ -68,7 +75,7 @@ def run(
     """
     training = recipe.training
     with join_processes(device, training.parallel, training.watchdog.timeout_minutes) as processes:
-        return _run(shards_folder, out, recipe, processes, validation, score)
+        return _run(shards_folder, out, recipe, processes, validation, score, overwrite)
 
 
 def _run(
@@ -78,6 +85,7 @@ def _run(
     processes: Processes,
     validation: Path | None,
     score: ScoreAverage | None,
+    overwrite: bool,
 ) -> bool:
     if shards_folder.resolve() == out.resolve():
         raise UserError(f"{out}: holds the shards; choose another folder for the run.")
@@ -92,9 +100,11 @@ def _run(
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
-    begun = processes.once(lambda: (out / MODEL).exists() or bool(checkpoints(out / CHECKPOINTS)))
-    weights = beginning(recipe, header, out / RECIPE, begun, processes.main)
-    if processes.once(lambda: _open_run(shards_folder, out, header)):
+    found = processes.once(lambda: _state(out, header, overwrite))
+    begun = found == "same" and processes.once(lambda: _has_weights(out))
+    before = out / RECIPE if found == "same" else None
+    weights = beginning(recipe, header, before, begun, processes.main)
+    if processes.once(lambda: _open_run(shards_folder, out, header, found)):
         if processes.main:
             say(f"{out}: already trained on {counted(recipe.training.images, 'image')}.")
         return True
@@ -136,33 +146,39 @@ def describe(shards_folder: Path, recipe: Recipe) -> None:
     say(f"run: {flops * recipe.training.images:.2e} FLOPs on {counted(recipe.training.images, 'picture')}")
 
 
-def _open_run(shards_folder: Path, out: Path, header: dict[str, Any]) -> bool:
-    """Record what the run is, or refuse the folder of another run; returns whether it is finished."""
-    record = out / RECIPE
-    if record.exists():
-        before = read_json(record)
-        if changed := _changed(parse(Recipe, before["recipe"], str(record)), header["recipe"]):
-            raise UserError(
-                f"{out}: a run of another recipe lives there ({', '.join(changed)} differ); choose another."
-            )
-        if before["shards"] != header["shards"]:
-            raise UserError(
-                f"{out}: this run was begun on other shards; choose another folder for the new run."
-            )
-    else:
-        write_json(record, header)
+def _state(out: Path, header: dict[str, Any], overwrite: bool) -> State:
+    """Whether the folder is free or of this run; that of another run is refused, or may be replaced."""
+    now = _job(header, out / RECIPE)
+    then = _job(read_json(out / RECIPE), out / RECIPE) if (out / RECIPE).exists() else now
+    more = then["training"]["images"] < now["training"]["images"]
+    longer = f" To train it on more images, begin another run from it: --start-from {out}." if more else ""
+    kind = replace(FOLDER, instead=f"{FOLDER.instead}{longer}")
+    return state_of(out, kind, now, overwrite, read=lambda _: then)
+
+
+def _has_weights(out: Path) -> bool:
+    return (out / MODEL).exists() or bool(checkpoints(out / CHECKPOINTS))
+
+
+def _open_run(shards_folder: Path, out: Path, header: dict[str, Any], state: State) -> bool:
+    """Take the folder, if it is not this run's already, and record the run; whether it is finished."""
+    if state == "other":
+        clear(out, FOLDER)
+    if state != "same":
+        write_json(out / RECIPE, header)
     if (shards_folder / CODEC).exists() and not (out / CODEC).exists():
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(shards_folder / CODEC, temporary)
     return (out / MODEL).exists()
 
 
-def _changed(before: Recipe, now: dict[str, Any]) -> list[str]:
-    """The sections of a recipe that would make another run of it."""
-    then = before.model_dump(mode="json")
-    then["training"] = {k: v for k, v in then["training"].items() if k not in HOW}
-    now = {**now, "training": {k: v for k, v in now["training"].items() if k not in HOW}}
-    return [key for key in now if key not in AFTER_TRAINING and then.get(key) != now[key]]
+def _job(header: dict[str, Any], place: Path) -> dict[str, Any]:
+    """What makes a run another one: its shards, and the settings that training depends on."""
+    if not {"recipe", "shards"} <= header.keys():
+        raise UserError(f"{place}: not the record of a run; choose another folder.")
+    recipe = parse(Recipe, header["recipe"], str(place)).model_dump(mode="json")
+    recipe["training"] = {key: value for key, value in recipe["training"].items() if key not in HOW}
+    return {"shards": header["shards"]} | {k: v for k, v in recipe.items() if k not in AFTER_TRAINING}
 
 
 def _verify(shards: Shards, processes: Processes) -> None:
