@@ -16,7 +16,7 @@ import torch
 
 from kilopix.config import Config
 from kilopix.data.parts import Parts, read_table
-from kilopix.runtime import atomic_path, sha256_of_file
+from kilopix.runtime import atomic_path, sha256_of_file, write_tensors
 from kilopix.types import LatentMoments, LatentStatistics, TextStates, UserError
 
 if TYPE_CHECKING:
@@ -154,10 +154,7 @@ def _check_same_encoders(first: PartFacts, other: PartFacts, path: Path) -> None
 
 def save_text(path: Path, text: TextStates) -> None:
     """Keep one text's states in a file."""
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file({"states": text.states.cpu().contiguous(), "mask": text.mask.cpu()}, temporary)
+    write_tensors(path, {"states": text.states.cpu().contiguous(), "mask": text.mask.cpu()})
 
 
 def load_text(path: Path) -> TextStates:
