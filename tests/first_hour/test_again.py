@@ -5,8 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from containers import numbered
+from kilopix import captioning
+from kilopix.data.manifest import is_manifest, read_manifest
+from kilopix.errors import UserError
+from kilopix.pretrained.captioner import Answer, ServerCaptionerConfig
+from kilopix.stages import caption
 from tiny import TINY, Cli
 
 _ALL_STAGES = """
@@ -34,7 +42,7 @@ _WITH_TIMES = {"log.jsonl", "state.json"}
 
 @pytest.fixture(scope="module")
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """What all stages write, by the umask under which they were run, each with hashes seeded in its own way."""
+    """What all stages write, by umask; in each process Python's hashes differ."""
     settings = [*TINY, "training.images=64"]
     folders = {}
     for seed, umask in enumerate(("022", "002")):
@@ -66,3 +74,204 @@ def test_equal_runs_in_two_processes_give_equal_files(two_runs: dict[str, Path])
     different = {name for name in one if one[name].read_bytes() != two[name].read_bytes()}
     assert {name for name in different if Path(name).name not in _WITH_TIMES} == set()
     assert {"all/captions.parquet", "all/shards/codec.safetensors", "all/run/model.safetensors"} <= one.keys()
+
+
+def write_images(folder: Path, numbers: dict[str, int]) -> None:
+    for name, number in numbers.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(numbered(number))
+
+
+@pytest.fixture
+def captions(tmp_path: Path, cli: Cli) -> Path:
+    """The manifest of four images of two classes."""
+    write_images(tmp_path / "images", {"cup/1.png": 1, "cup/2.png": 2, "fox/3.png": 3, "fox/4.png": 4})
+    assert cli("caption", tmp_path / "images", tmp_path / "captions.parquet").code == 0
+    return tmp_path / "captions.parquet"
+
+
+def told(manifest: Path) -> dict[str, str]:
+    return {row.path: row.caption for row in read_manifest(manifest).rows}
+
+
+def test_a_caption_corrected_in_pandas_is_read(captions: Path):
+    pandas = pytest.importorskip("pandas")
+    before = read_manifest(captions)
+    frame = pandas.read_parquet(captions)
+    frame.loc[3, "caption"] = "A fox asleep."
+    frame = frame[frame["path"] != "cup/1.png"].sort_values("caption")
+    frame["class_name"] = frame["class_name"].astype("category")
+    frame.to_parquet(captions)
+    after = read_manifest(captions)
+    assert told(captions) == {
+        "cup/2.png": "An image of a cup.",
+        "fox/3.png": "An image of a fox.",
+        "fox/4.png": "A fox asleep.",
+    }
+    assert (after.root, after.job) == (before.root, before.job)
+    assert after.rows[0].box == before.rows[0].box
+
+
+def as_pandas_writes(table: pa.Table) -> pa.Table:
+    """A table as a pandas saves it that keeps nothing of what it read but the columns."""
+    columns = {"__index_level_0__": pa.array(range(len(table)))}
+    for name in reversed(table.schema.names):
+        column = table.column(name).combine_chunks()
+        if pa.types.is_string(column.type):
+            column = column.cast(pa.large_string())
+        elif pa.types.is_integer(column.type):
+            column = column.cast(pa.int64())
+        elif pa.types.is_list(column.type):
+            column = pa.array([[] for _ in column], pa.list_(pa.null()))
+        elif pa.types.is_fixed_size_list(column.type):
+            column = pa.array(column.to_pylist(), pa.list_(pa.float64()))
+        columns[name] = column.dictionary_encode() if name == "kind" else column
+    return pa.table(columns).replace_schema_metadata({"pandas": "{}"})
+
+
+def test_a_manifest_is_read_by_its_columns_alone(captions: Path):
+    before = read_manifest(captions)
+    pq.write_table(as_pandas_writes(pq.read_table(captions)), captions)
+    after = read_manifest(captions)
+    assert (after.rows, after.root) == (before.rows, before.root)
+    assert is_manifest(captions)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "said"),
+    [
+        ("caption", [1, 2, 3, 4], "the column 'caption' is of type int64, and must be string"),
+        ("width", ["8", "8", "8", "8"], "the column 'width' is of type string, and must be int32"),
+        ("height", [8.5, 8.0, 8.0, 8.0], "the column 'height' is of type double, and must be int32"),
+        ("box", [[0.0, 1.0]] * 4, "'box' is of type list<.*>, and must be fixed_size_list"),
+        ("caption", ["a", None, "c", "d"], r"row 1 \(cup/2.png\) has no caption"),
+        ("path", ["a", "b", "b", "c"], "lists 'b' twice"),
+        ("class_name", None, "no column 'class_name'; it has path, caption"),
+        ("root", None, "Another program saved the manifest without its folder"),
+    ],
+)
+def test_what_is_wrong_with_an_edited_manifest_is_said(captions: Path, column: str, values, said: str):
+    table = as_pandas_writes(pq.read_table(captions))
+    place = table.schema.get_field_index(column)
+    table = table.remove_column(place)
+    if values is not None:
+        table = table.append_column(column, pa.array(values))
+    if column == "class_name":
+        table = table.select(["path", "caption"])
+    pq.write_table(table, captions)
+    with pytest.raises(UserError, match=said):
+        read_manifest(captions)
+
+
+class Captioner:
+    """A captioner that counts what it is shown."""
+
+    name = "counting"
+
+    def __init__(self, shown: list[int], stops_at: int = 1000):
+        self.shown, self.stops_at = shown, stops_at
+
+    def caption(self, pictures, seed: int) -> list[Answer]:
+        if len(self.shown) >= self.stops_at:
+            raise KeyboardInterrupt
+        levels = [load().getpixel((2, 2))[0] for load in pictures]
+        self.shown += levels
+        return [Answer(f"This is the number {level}, drawn with great care.") for level in levels]
+
+
+MODEL = ServerCaptionerConfig(url="http://127.0.0.1:1/v1", model="m")
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The grey levels of the images that a captioner was shown."""
+    levels: list[int] = []
+    monkeypatch.setattr(captioning, "load_captioner", lambda config, device: Captioner(levels))
+    return levels
+
+
+def number(level: int) -> str:
+    return f"This is the number {level}, drawn with great care."
+
+
+def test_only_new_and_changed_images_are_captioned(tmp_path: Path, shown: list[int], capsys):
+    images, out = tmp_path / "images", tmp_path / "c.parquet"
+    write_images(images, {f"a/{i}.png": 10 * i for i in range(1, 6)})
+    caption.run(images, out, MODEL)
+    assert shown == [10, 20, 30, 40, 50]
+    frame = pq.read_table(out).to_pylist()
+    frame[2]["caption"] = "Corrected by hand."
+    table = pq.read_table(out)
+    pq.write_table(
+        pa.Table.from_pylist(frame, table.schema).replace_schema_metadata(table.schema.metadata), out
+    )
+    shown.clear()
+    write_images(images, {"a/0.png": 5, "b/new.png": 60})
+    (images / "a" / "1.png").rename(images / "a" / "renamed.png")
+    (images / "a" / "2.png").unlink()
+    before = (images / "a" / "5.png").stat()
+    write_images(images, {"a/5.png": 55})  # of the same size and time, so that its content alone tells
+    os.utime(images / "a" / "5.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (images / "a" / "5.png").stat().st_size == before.st_size
+    capsys.readouterr()
+    caption.run(images, out, MODEL)
+    assert shown == [5, 55, 60]
+    assert told(out) == {
+        "a/0.png": number(5),
+        "a/3.png": "Corrected by hand.",
+        "a/4.png": number(40),
+        "a/5.png": number(55),
+        "a/renamed.png": number(10),
+        "b/new.png": number(60),
+    }
+    assert "3 kept, 3 new, 1 dropped, since their images are gone" in capsys.readouterr().out
+    shown.clear()
+    caption.run(images, out, MODEL)
+    assert "already complete, 6 captions" in capsys.readouterr().out
+    assert shown == []
+
+
+def test_another_captioner_keeps_nothing_and_is_refused(tmp_path: Path, shown: list[int]):
+    write_images(tmp_path / "images", {"a/1.png": 1})
+    caption.run(tmp_path / "images", tmp_path / "c.parquet", MODEL)
+    write_images(tmp_path / "images", {"a/2.png": 2})
+    before = (tmp_path / "c.parquet").read_bytes()
+    for other in (MODEL.model_copy(update={"prompt": "What?"}), "aio"):
+        with pytest.raises(UserError, match="captioner"):
+            caption.run(tmp_path / "images", tmp_path / "c.parquet", other)
+    assert (tmp_path / "c.parquet").read_bytes() == before
+
+
+def test_captions_of_another_folder_are_not_dropped(tmp_path: Path, shown: list[int]):
+    write_images(tmp_path / "one", {"a/1.png": 1, "a/2.png": 2})
+    write_images(tmp_path / "two", {"a/3.png": 3, "a/2.png": 2})
+    out = tmp_path / "c.parquet"
+    caption.run(tmp_path / "one", out, MODEL)
+    (tmp_path / "two" / "a" / "2.png").unlink()
+    with pytest.raises(UserError, match="2 are of images that are no longer in"):
+        caption.run(tmp_path / "two", out, MODEL)
+    assert set(told(out)) == {"a/1.png", "a/2.png"}
+    assert not list(tmp_path.glob(".*"))  # nothing of the refused call is in the way of the next
+
+
+def test_an_interrupted_run_keeps_its_captions_when_images_are_added(
+    tmp_path: Path, shown: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(caption, "ROWS_PER_PART_OF_MODEL", 2)
+    images, out = tmp_path / "images", tmp_path / "c.parquet"
+    write_images(images, {f"a/{i}.png": 10 * i for i in range(1, 8)})
+    with monkeypatch.context() as patch:
+        patch.setattr(captioning, "load_captioner", lambda config, device: Captioner(shown, 4))
+        with pytest.raises(KeyboardInterrupt):
+            caption.run(images, out, MODEL)
+    assert shown == [10, 20, 30, 40]
+    write_images(images, {"a/0.png": 5})
+    with monkeypatch.context() as patch:
+        patch.setattr(captioning, "load_captioner", lambda config, device: Captioner(shown, 6))
+        with pytest.raises(KeyboardInterrupt):
+            caption.run(images, out, MODEL)
+    caption.run(images, out, MODEL)
+    assert shown == [10, 20, 30, 40, 5, 50, 60, 70]
+    assert list(told(out).values()) == [number(level) for level in (5, 10, 20, 30, 40, 50, 60, 70)]
+    assert not list(tmp_path.glob(".*"))
