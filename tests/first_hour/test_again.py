@@ -1,17 +1,22 @@
 """The same command again, as a user meets it: nothing is made twice, and equal runs give equal files."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from containers import numbered
-from kilopix import captioning
+from kilopix import captioning, encoding
 from kilopix.data.manifest import is_manifest, read_manifest
+from kilopix.data.shards import Shards
+from kilopix.data.text_storage import stack
 from kilopix.errors import UserError
 from kilopix.pretrained.captioner import Answer, ServerCaptionerConfig
 from kilopix.stages import caption
@@ -275,3 +280,140 @@ def test_an_interrupted_run_keeps_its_captions_when_images_are_added(
     assert shown == [10, 20, 30, 40, 5, 50, 60, 70]
     assert list(told(out).values()) == [number(level) for level in (5, 10, 20, 30, 40, 50, 60, 70)]
     assert not list(tmp_path.glob(".*"))
+
+
+ENCODE = ("data.image_size=32", "--device", "cpu", "--part-rows", 4)
+
+
+def world(folder: Path, cli: Cli) -> Path:
+    """Twelve images of two classes, and the manifest of their captions."""
+    done = cli("mini", folder / "world", "--images-per-class", 6, "--val-per-class", 1, "--classes", 2)
+    assert done.code == 0, done.err
+    captions = folder / "captions.parquet"
+    assert cli("caption", folder / "world" / "train", captions, "--captioner", "structured").code == 0
+    return captions
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How many images and captions are encoded."""
+    counts = {"images": 0, "texts": 0}
+    images, texts = encoding.encode_images, encoding.encode_in_batches
+
+    def count_images(autoencoder, pixels):
+        counts["images"] += len(pixels)
+        return images(autoencoder, pixels)
+
+    def count_texts(encoder, captions, tokens):
+        counts["texts"] += len(captions)
+        return texts(encoder, captions, tokens)
+
+    monkeypatch.setattr(encoding, "encode_images", count_images)
+    monkeypatch.setattr(encoding, "encode_in_batches", count_texts)
+    return counts
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: file.read_bytes() for name, file in files_below(folder).items()}
+
+
+def correct(manifest: Path, row: int, caption: str) -> str:
+    """Correct a caption as with pandas; returns the path of its image."""
+    table = pq.read_table(manifest)
+    rows = table.to_pylist()
+    rows[row]["caption"] = caption
+    edited = pa.Table.from_pylist(rows, table.schema).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(edited, manifest)
+    return rows[row]["path"]
+
+
+def test_only_rows_that_have_changed_are_encoded(tmp_path: Path, cli: Cli, counted: dict[str, int]):
+    captions, shards = world(tmp_path, cli), tmp_path / "shards"
+    assert cli("encode", captions, shards, *ENCODE).code == 0
+    assert counted == {"images": 12, "texts": 24}
+    before = contents(shards)
+    corrected = correct(captions, 5, "A thing that was looked at again.")
+    new = sorted((tmp_path / "world" / "train").glob("*/*.jpg"))[0]
+    Image.open(new).transpose(Image.Transpose.ROTATE_90).save(new.with_name("a_first.jpg"), quality=95)
+    scenes = tmp_path / "world" / "train" / "scenes.jsonl"
+    line = json.loads(scenes.read_text(encoding="utf-8").splitlines()[0])
+    line["file"] = f"{new.parent.name}/a_first.jpg"
+    with open(scenes, "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    added = cli("caption", tmp_path / "world" / "train", captions, "--captioner", "structured")
+    assert "12 kept, 1 new" in added.out
+    counted.update(images=0, texts=0)
+    done = cli("encode", captions, shards, *ENCODE)
+    assert done.code == 0, done.err
+    assert "0 of 4 parts stay" in done.out
+    assert counted == {"images": 1, "texts": 4}  # long and short, of the corrected row and of the new one
+    rows = read_manifest(captions).rows
+    assert corrected in [row.path for row in rows]
+    opened = Shards(shards)
+    assert opened.column("plain", "path").to_pylist() == [row.path for row in rows]
+    assert opened.column("plain", "caption").to_pylist() == [row.caption for row in rows]
+    # What is kept is what would be made: with the same codec, a new folder holds the same.
+    (tmp_path / "codec").mkdir()
+    (tmp_path / "codec" / "codec.safetensors").write_bytes(before["codec.safetensors"])
+    fresh = cli("encode", captions, tmp_path / "fresh", *ENCODE, "--codec", tmp_path / "codec")
+    assert fresh.code == 0, fresh.err
+    same, other = contents(shards), contents(tmp_path / "fresh")
+    assert sorted(same) == sorted(other)
+    one, two = Shards(shards), Shards(tmp_path / "fresh")
+    for i in range(len(rows)):
+        np.testing.assert_allclose(one.plain(i).mean, two.plain(i).mean, atol=1e-2)
+        np.testing.assert_allclose(text_of(one, i), text_of(two, i), atol=1e-2)
+    assert cli("verify", shards).code == 0
+
+
+def text_of(shards: Shards, i: int) -> np.ndarray:
+    return stack([shards.plain(i).text], shards.index.text_storage).states.numpy()
+
+
+def test_parts_whose_rows_are_the_same_stay(tmp_path: Path, cli: Cli, counted: dict[str, int]):
+    captions, shards = world(tmp_path, cli), tmp_path / "shards"
+    assert cli("encode", captions, shards, *ENCODE).code == 0
+    before = {file.name: file.stat().st_ino for file in shards.glob("plain-*.arrow")}
+    correct(captions, 5, "A thing that was looked at again.")
+    counted.update(images=0, texts=0)
+    assert "2 of 3 parts stay" in cli("encode", captions, shards, *ENCODE).out
+    assert counted == {"images": 0, "texts": 2}
+    after = {file.name: file.stat().st_ino for file in shards.glob("plain-*.arrow")}
+    assert [before[name] == after[name] for name in sorted(after)] == [True, False, True]
+
+
+def test_shards_of_other_settings_or_images_stay_as_they_are(tmp_path: Path, cli: Cli):
+    captions, shards = world(tmp_path, cli), tmp_path / "shards"
+    assert cli("encode", captions, shards, *ENCODE).code == 0
+    before = contents(shards)
+    held_out = tmp_path / "val.parquet"
+    assert cli("caption", tmp_path / "world" / "val", held_out, "--captioner", "structured").code == 0
+    for manifest, settings, said in (
+        (captions, ("data.text_storage=int8",), "text_storage"),
+        (held_out, (), "manifest"),
+    ):
+        refused = cli("encode", manifest, shards, *ENCODE, *settings)
+        assert refused.code == 2
+        assert said in refused.err
+    assert contents(shards) == before
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+@pytest.mark.parametrize("name", ["plain-00001.arrow", "codec.safetensors", "empty_text.safetensors"])
+def test_encode_makes_anew_what_is_lost_of_complete_shards(
+    tmp_path: Path, cli: Cli, counted: dict[str, int], name: str, damage: str
+):
+    captions, shards = world(tmp_path, cli), tmp_path / "shards"
+    assert cli("encode", captions, shards, *ENCODE).code == 0
+    before = contents(shards)
+    counted.update(images=0, texts=0)
+    if damage == "deleted":
+        (shards / name).unlink()
+    else:
+        (shards / name).write_bytes(before[name][:-100])
+    done = cli("encode", captions, shards, *ENCODE)
+    assert done.code == 0, done.err
+    assert name in done.out
+    assert contents(shards) == before
+    assert counted["images"] == (4 if name.startswith("plain") else 0)
+    assert "already complete" in cli("encode", captions, shards, *ENCODE).out

@@ -20,7 +20,7 @@ from kilopix.data.manifest import Row
 from kilopix.data.pixels import read_square
 from kilopix.data.rows import Rows
 from kilopix.data.sources import BrokenImage
-from kilopix.runtime import seed_from
+from kilopix.runtime import seed_from, sha256_of_text
 
 Kind = Literal["cutmix", "crop"]
 
@@ -50,12 +50,14 @@ class Augmenter:
         caption = with_inset(row.caption, partner.caption, box)
         shorts = [one.short or (aio(one.class_name) if one.class_name else "") for one in (row, partner)]
         short = short_with_inset(shorts[0], shorts[1], box, rng) if all(shorts) else ""
-        return self._row(row, caption, short, box, setting=where.setting, partner=partner.path)
+        contents = (row.made_from, partner.made_from)
+        made_from = sha256_of_text(repr(contents)) if all(contents) else ""
+        return self._row(row, caption, short, box, made_from, where.setting, partner.path)
 
     def _crop(self, row: Row, rng: random.Random) -> Row:
         box = choose_crop(rng)
         short = cropped(row.short, box) if row.short else ""
-        return self._row(row, cropped(row.caption, box), short, box)
+        return self._row(row, cropped(row.caption, box), short, box, row.made_from)
 
     def _row(
         self,
@@ -63,6 +65,7 @@ class Augmenter:
         caption: str,
         short: str,
         box: tuple[float, float, float, float],
+        made_from: str,
         setting: str = "",
         partner: str = "",
     ) -> Row:
@@ -79,6 +82,7 @@ class Augmenter:
             setting=setting,
             partner=partner,
             box=box,
+            made_from=made_from,
         )
 
     def pixels(self, planned: Row) -> np.ndarray:

@@ -23,8 +23,8 @@ def run(shards: Path) -> None:
         say(f"  {fault}")
     if findings.faults:
         raise UserError(
-            f"{shards}: {len(findings.faults)} faults. A damaged or missing part is made again, alone, if "
-            "you delete it and index.json and run `kilopix encode` again as before."
+            f"{shards}: {len(findings.faults)} faults. A part that is missing or cut short is made again, "
+            "alone, if you run `kilopix encode` again as before; delete a damaged one before."
         )
     say(
         f"{shards}: whole. {len(index.files)} files, {index.plain} plain and {index.augmented} augmented "
