@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 20
+_LAST_BYTES = {
+    ".arrow": b"ARROW1",
+    ".parquet": b"PAR1",
+    ".jpg": b"\xff\xd9",
+    ".png": b"IEND\xaeB`\x82",
+    ".jsonl": b"\n",
+}
 
 
 @contextmanager
@@ -36,6 +43,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file is there and ends as one of its kind does, which one that was cut short does not.
+
+    Costs reading its last bytes, or a safetensors file's header; what lies between is not looked at.
+    """
+    if not file.is_file():
+        return False
+    if file.suffix == ".safetensors":
+        return _is_whole_safetensors(file)
+    last = _LAST_BYTES.get(file.suffix, b"")
+    with open(file, "rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(size - len(last), 0))
+        return size > 0 and opened.read() == last if last else size > 0
+
+
+def _is_whole_safetensors(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def name_some(files: Iterable[Path | str], show: int = 3) -> str:
+    """The first few of several files by name, and how many more there are."""
+    names = [str(file) for file in files]
+    more = f" and {len(names) - show} more" if len(names) > show else ""
+    return ", ".join(names[:show]) + more
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from kilopix.data.engines import run_local
 from kilopix.data.parts import Parts, check_same_job, missing_parts, network_threads, threads_here
-from kilopix.runtime import Line, read_lines, write_lines
+from kilopix.runtime import Line, lines_or_faults, read_lines, say, write_lines
 from kilopix.types import UserError
 
 MakeLines = Callable[[int], list[Line]]
@@ -40,18 +40,23 @@ class LineParts(Parts):
             yield from read_lines(self.path(i))
 
 
-def finished_lines(path: Path, job: dict[str, Any]) -> tuple[Line, list[Line]] | None:
-    """The first line of a finished file, which holds its job, and the others; None if it is not there.
+def finished_lines(path: Path, job: dict[str, Any], count: int) -> tuple[Line, list[Line]] | None:
+    """The first line of a finished file, which holds its job, and the `count` others; None if there is none.
 
-    Raises `UserError` if the file is of another job.
+    A file that was cut short is as good as none, which the user is told. Raises `UserError` if the file is of
+    another job.
     """
     if not path.exists():
         return None
-    lines = read_lines(path)
-    if not lines or "job" not in lines[0]:
+    first, *others = list(lines_or_faults(path)) or [""]
+    if isinstance(first, str) or "job" not in first:
         raise UserError(f"{path}: its first line does not say how it was made; choose another place.")
-    check_same_job(lines[0]["job"], job, path)
-    return lines[0], lines[1:]
+    check_same_job(first["job"], job, path)
+    lines = [line for line in others if not isinstance(line, str)]
+    if not len(lines) == len(others) == count:
+        say(f"{path}: was complete, but holds {len(lines)} of its {count} lines now; they are made anew.")
+        return None
+    return first, lines
 
 
 @dataclass(frozen=True)

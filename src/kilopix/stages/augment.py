@@ -16,7 +16,7 @@ from kilopix.data.parts import Parts, make_parts, open_job
 from kilopix.data.pixels import save_jpeg
 from kilopix.data.rows import write_rows
 from kilopix.data.sources import BrokenImage
-from kilopix.runtime import remove_folder, say, sha256_of_file
+from kilopix.runtime import is_whole, name_some, remove_folder, say, sha256_of_file
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -53,8 +53,12 @@ def run(
         "rows_per_part": rows_per_part,
     }
     if done := finished(out / MANIFEST, job):
-        say(f"{out}: already complete, {len(done.rows)} pictures.")
-        return done
+        lost = [row.path for row in done.rows if not is_whole(done.file(row))]
+        if not lost:
+            say(f"{out}: already complete, {len(done.rows)} pictures.")
+            return done
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+        (out / MANIFEST).unlink()
     open_job(out, job)
     work = out / "parts"
     augmenter = Augmenter(write_rows(source, work / "rows.arrow"), kind, setting, size, seed)
@@ -90,6 +94,8 @@ class AugmentPart:
 
     def _make(self, row: Row) -> Row:
         planned = self.augmenter.plan(row)
+        if is_whole(self.out / planned.path):  # of this job, which was interrupted
+            return planned
         try:
             pixels = self.augmenter.pixels(planned)
         except BrokenImage as error:

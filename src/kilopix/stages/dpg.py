@@ -132,7 +132,7 @@ def _answers(
         "vqa": vqa.model_dump(mode="json"),
     }
     path = out / ANSWERS
-    if done := finished_lines(path, job):
+    if done := finished_lines(path, job, len(pictures)):
         say(f"{path}: already complete, {len(done[1])} pictures.")
         return done
     # A server is asked many things at once by one process.

@@ -37,6 +37,7 @@ from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
     atomic_path,
+    name_some,
     pick_device,
     read_json,
     remove_folder,
@@ -105,7 +106,7 @@ def run(
         if not lost:
             say(f"{out}: already complete, {index.plain} + {index.augmented} pictures.")
             return index
-        say(f"{out}: complete before, but {', '.join(lost)} are missing or damaged now, and made anew.")
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
         for name in (INDEX, *lost):
             (out / name).unlink(missing_ok=True)
     before = None if stored else earlier_job(out, job, plain.rows)

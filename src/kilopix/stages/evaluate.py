@@ -32,7 +32,16 @@ from kilopix.generator import Generator
 from kilopix.pretrained.judge import load_judge
 from kilopix.pretrained.vision import load_efficientnet_lite0
 from kilopix.recipe import Recipe
-from kilopix.runtime import atomic_path, progress_bar, report_left_out, say, sha256_of_file, sha256_of_text
+from kilopix.runtime import (
+    atomic_path,
+    is_whole,
+    name_some,
+    progress_bar,
+    report_left_out,
+    say,
+    sha256_of_file,
+    sha256_of_text,
+)
 from kilopix.types import Detection, UserError
 
 CARD = "card.json"
@@ -87,16 +96,20 @@ def run(
         "images_per_prompt": recipe.evaluation.images_per_prompt,
     }
     open_job(out, protocol)
-    if (out / CARD).exists():
-        card = read_card(out / CARD)
-        say(f"{out / CARD}: already complete.")
-        return card
-    real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
-    report_left_out(left_out, out / "failures.jsonl")
     repeats = recipe.evaluation.images_per_prompt
     asked = [prompt for prompt in prompts for _ in range(repeats)]
     judged_jobs = _jobs(out / "tasks", [text for text in texts for _ in range(repeats)], seed)
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
+    if (out / CARD).exists():
+        files = [*(job.file for job in judged_jobs + fidelity_jobs), out / JUDGED]
+        lost = [file.relative_to(out) for file in files if not is_whole(file)]
+        if not lost:
+            card = read_card(out / CARD)
+            say(f"{out / CARD}: already complete.")
+            return card
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+    real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
+    report_left_out(left_out, out / "failures.jsonl")
     _make_pictures(generator, judged_jobs + fidelity_jobs, sampling, recipe.evaluation.batch_size)
     say("looking at the pictures ...")
     detections = judge.detect(_read([job.file for job in judged_jobs]))
@@ -164,7 +177,7 @@ def _jobs(folder: Path, prompts: list[str], first_seed: int) -> list[Job]:
 
 
 def _make_pictures(generator: Generator, jobs: list[Job], sampling: SamplingConfig, size: int) -> None:
-    missing = [job for job in jobs if not job.file.exists()]
+    missing = [job for job in jobs if not is_whole(job.file)]
     with progress_bar() as bar:
         task = bar.add_task("sample for scores", total=len(jobs), completed=len(jobs) - len(missing), note="")
         for start in range(0, len(missing), size):

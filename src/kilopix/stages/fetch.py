@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kilopix.data.parts import JOB, open_job
 from kilopix.data.sources.listing import SAVED
-from kilopix.runtime import atomic_path, progress_bar, read_json, say, write_json
+from kilopix.runtime import atomic_path, is_whole, name_some, progress_bar, read_json, say, write_json
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -34,10 +34,23 @@ def run(
     open_job(out, job)
     if (out / DONE).exists():
         rows = read_json(out / DONE)["rows"]
-        say(f"{out}: already complete, {rows} rows.")
+        files = [_file(out, split, number) for number in range(-(-rows // ROWS_PER_FILE))]
+        lost = [number for number, file in enumerate(files) if not is_whole(file)]
+        if not lost:
+            say(f"{out}: already complete, {rows} rows.")
+            return rows
+        names = name_some(files[number].name for number in lost)
+        say(f"{out}: was complete, but these are missing or cut short, and fetched anew: {names}.")
+        stream, schema, image = _open_stream(name, split, config)
+        for number in lost:
+            start = number * ROWS_PER_FILE
+            some = islice(stream.skip(start), min(ROWS_PER_FILE, rows - start))
+            for table in _tables(some, schema, image):
+                _write(files[number], table)
+        say(f"{out}: {rows} rows of {name}.")
         return rows
     stream, schema, image = _open_stream(name, split, config)
-    files = list(takewhile(Path.exists, (_file(out, split, i) for i in count())))
+    files = list(takewhile(is_whole, (_file(out, split, i) for i in count())))
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     with progress_bar() as bar:
         task = bar.add_task("fetch", total=limit, completed=rows, note="rows")

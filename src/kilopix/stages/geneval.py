@@ -128,7 +128,7 @@ def _detections(
         "floor": reading.floor,
     }
     path = out / DETECTIONS
-    if done := finished_lines(path, job):
+    if done := finished_lines(path, job, len(files)):
         header, lines = done
         say(f"{path}: already complete, {len(lines)} pictures; the rules are applied to it.")
         return header, [_read_objects(line) for line in lines]

@@ -32,7 +32,7 @@ def run(
         "prompts": sha256_of_text("\n".join(texts)),
         "instruction": sha256_of_text(INSTRUCTION),
     }
-    if done := finished_lines(out, job):
+    if done := finished_lines(out, job, len(texts)):
         say(f"{out}: already complete, {len(done[1])} prompts.")
         return lengthened_from_lines([done[0], *done[1]], str(out))
     folder = out.with_name(f".{out.stem}.parts")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.data.engines import run_local
-from kilopix.runtime import atomic_path, progress_bar, read_json, write_json
+from kilopix.runtime import atomic_path, is_whole, name_some, progress_bar, read_json, write_json
 from kilopix.types import UserError
 
 _CHUNK = 128  # pictures that a worker draws at a time
@@ -81,11 +81,15 @@ def run(
         "val_per_class": val_per_class,
     }
     _check(arguments, workers)
-    if _claim(out, arguments):
-        print(f"{out}: already complete.")
-        return
     splits = {"train": images_per_class, "val": val_per_class}
     pictures = {split: _pictures(split, count, classes) for split, count in splits.items()}
+    if _claim(out, arguments):
+        files = [f"{p.split}/{p.file}" for split in splits for p in pictures[split]]
+        lost = [name for name in (*files, *(f"{s}/scenes.jsonl" for s in splits)) if not is_whole(out / name)]
+        if not lost:
+            print(f"{out}: already complete.")
+            return
+        print(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
     _draw_all(out, seed, size, [*pictures["train"], *pictures["val"]], workers or os.cpu_count() or 1)
     for split in splits:
         _write_scenes(out / split, seed, pictures[split])
@@ -142,7 +146,7 @@ def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(".*.tmp"):  # left by a run that was cut off
             unfinished.unlink()
-    left = [picture for picture in pictures if not (out / picture.split / picture.file).exists()]
+    left = [picture for picture in pictures if not is_whole(out / picture.split / picture.file)]
     chunks = tuple(tuple(left[i : i + _CHUNK]) for i in range(0, len(left), _CHUNK))
     with progress_bar() as bar:
         task = bar.add_task("drawing", total=len(pictures), note="")

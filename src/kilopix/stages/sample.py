@@ -12,7 +12,7 @@ from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
 from kilopix.generator import Generator
-from kilopix.runtime import progress_bar, read_json, say, write_json
+from kilopix.runtime import is_whole, name_some, progress_bar, read_json, say, write_json
 from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
@@ -81,8 +81,11 @@ def run(
         (out / GRID).unlink(missing_ok=True)
         write_json(out / LIST, made)
     elif (out / GRID).exists():
-        say(f"{out / GRID}: already complete, {len(files)} pictures.")
-        return files
+        lost = [file.name for file in (*files, out / GRID) if not is_whole(file)]
+        if not lost:
+            say(f"{out / GRID}: already complete, {len(files)} pictures.")
+            return files
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
@@ -102,7 +105,7 @@ def _swept(job: _Job, sweep: Sweep, own: SamplingConfig) -> dict[str, Any]:
 def _make_missing(
     generator: Generator, jobs: list[_Job], files: list[Path], settings: list[SamplingConfig]
 ) -> None:
-    missing = [i for i, file in enumerate(files) if not file.exists()]
+    missing = [i for i, file in enumerate(files) if not is_whole(file)]
     with progress_bar() as bar:
         task = bar.add_task("sample", total=len(files), completed=len(files) - len(missing), note="")
         for sampling in settings:

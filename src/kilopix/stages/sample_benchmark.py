@@ -18,7 +18,7 @@ from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.lengthened import lengthened_from_lines
 from kilopix.evaluation.made import MADE, PLAIN, Made, write_made
 from kilopix.generator import Generator
-from kilopix.runtime import atomic_path, progress_bar, read_json, read_lines, say, sha256_of_text
+from kilopix.runtime import atomic_path, is_whole, progress_bar, read_json, read_lines, say, sha256_of_text
 from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]
@@ -68,7 +68,7 @@ def run(
     if benchmark == "geneval":
         _write_metadata(out)
     jobs = [(out / file, one.text, seed + i) for one in asked for i, file in enumerate(one.files)]
-    missing = [job for job in jobs if not job[0].exists()]
+    missing = [job for job in jobs if not is_whole(job[0])]
     with progress_bar() as bar:
         task = bar.add_task("sample", total=len(jobs), completed=len(jobs) - len(missing), note="")
         for start in range(0, len(missing), BATCH):
