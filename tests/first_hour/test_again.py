@@ -417,3 +417,26 @@ def test_encode_makes_anew_what_is_lost_of_complete_shards(
     assert contents(shards) == before
     assert counted["images"] == (4 if name.startswith("plain") else 0)
     assert "already complete" in cli("encode", captions, shards, *ENCODE).out
+
+
+def test_augmented_pictures_stay_as_long_as_their_images_do(tmp_path: Path, cli: Cli):
+    captions, out = world(tmp_path, cli), tmp_path / "augmented"
+    assert cli("augment", captions, out, "--size", 32).code == 0
+    before = {file.name: file.stat().st_ino for file in out.rglob("*.jpg")}
+    corrected = correct(captions, 5, "A thing that was looked at again.")
+    done = cli("augment", captions, out, "--size", 32)
+    assert done.code == 0, done.err
+    assert "12 of 12 pictures stay" in done.out
+    assert {file.name: file.stat().st_ino for file in out.rglob("*.jpg")} == before
+    rows = read_manifest(out / "manifest.parquet").rows
+    assert next(r for r in rows if r.base == corrected).caption.startswith(
+        "A thing that was looked at again."
+    )
+    assert cli("augment", captions, tmp_path / "fresh", "--size", 32).code == 0
+    (tmp_path / "world" / "train" / rows[0].base).unlink()
+    assert cli("caption", tmp_path / "world" / "train", captions, "--captioner", "structured").code == 0
+    assert cli("augment", captions, out, "--size", 32).code == 0
+    assert cli("augment", captions, tmp_path / "fresh2", "--size", 32).code == 0
+    ours, fresh = contents(out), contents(tmp_path / "fresh2")
+    assert ours.keys() == fresh.keys()
+    assert [name for name in ours if ours[name] != fresh[name] and name.endswith(".jpg")] == []

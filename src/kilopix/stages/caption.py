@@ -26,6 +26,7 @@ from kilopix.data.manifest import (
     Manifest,
     Row,
     earlier,
+    failures_path,
     finished,
     from_table,
     is_manifest,
@@ -37,7 +38,7 @@ from kilopix.data.quality import Fault, examine
 from kilopix.data.sources import EVERYTHING, Selection, Source, list_source
 from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
-from kilopix.runtime import remove_folder, say, sha256_of_file
+from kilopix.runtime import is_whole, remove_folder, report_left_out, say, sha256_of_file
 from kilopix.types import UserError
 
 REDONE: tuple[Fault, ...] = ("empty", "truncated", "loop", "refusal", "duplicate")
@@ -79,6 +80,8 @@ def run(
     job = _job(digest_of(pictures.rows), captioner, seed, cleaning, selection)
     before = earlier(out, job, "images")
     if before and before.job == job:
+        if before.failed and not is_whole(failures_path(out)):
+            report_left_out([(row.path, row.error) for row in before.failed], failures_path(out))
         say(f"{out}: already complete, {len(before.rows)} captions.")
         return before
     rows, earlier_rows = pictures.rows, before.rows if before else []
