@@ -48,10 +48,14 @@ def digest_of(rows: Iterable[Row]) -> str:
 
 @dataclass(frozen=True)
 class Kept:
-    """For each row the one that was captioned before, or None; and how many images of before are gone."""
+    """For each row the one that was captioned before, or None.
+
+    Of those of before, `gone` have no image any more, and `lost` have none or one that has changed.
+    """
 
     rows: list[Row | None]
     gone: int
+    lost: int
 
     @classmethod
     def of(cls, rows: Sequence[Row], before: Sequence[Row]) -> "Kept":
@@ -66,7 +70,9 @@ class Kept:
             for row in rows
         ]
         there = {row.path for row in rows} | {row.path for row in found if row is not None}
-        return cls(found, sum(row.path not in there for row in before))
+        used = {id(row) for row in found if row is not None}
+        gone = sum(row.path not in there for row in before)
+        return cls(found, gone, sum(id(row) not in used for row in before))
 
     @property
     def count(self) -> int:

@@ -108,12 +108,12 @@ def run(
 
 
 def _gone(rows: list[Row], before: list[Row], images: Path, out: Path) -> int:
-    """Of how many captions the image is gone; that it is so of most of them is no addition but a mistake."""
+    """Of how many captions the image is gone; where most are gone or changed, it is another folder."""
     kept = Kept.of(rows, before)
-    if kept.gone > kept.count:
+    if kept.lost > kept.count:
         raise UserError(
-            f"{out}: has {len(before)} captions, and {kept.gone} are of images that are no longer in "
-            f"{images}. Is it the folder that is meant? Choose another place for its captions, or delete the "
+            f"{out}: has {len(before)} captions, and {kept.lost} are of images that are no longer in "
+            f"{images}, or others there. Is it the folder that is meant? Choose another place for its captions, or delete the "
             "file if they are not needed."
         )
     return kept.gone
