@@ -253,7 +253,7 @@ def test_captions_of_another_folder_are_not_dropped(tmp_path: Path, shown: list[
     write_images(tmp_path / "two", {"a/3.png": 3, "a/2.png": 4, "a/1.png": 5})  # names alone are no images
     out = tmp_path / "c.parquet"
     caption.run(tmp_path / "one", out, MODEL)
-    with pytest.raises(UserError, match="2 are of images that are no longer in .*, or others there"):
+    with pytest.raises(UserError, match=r"2 are of images that are no longer in .*, or others there"):
         caption.run(tmp_path / "two", out, MODEL)
     assert set(told(out)) == {"a/1.png", "a/2.png"}
     assert not list(tmp_path.glob(".*"))  # nothing of the refused call is in the way of the next
@@ -428,6 +428,10 @@ def test_augmented_pictures_stay_as_long_as_their_images_do(tmp_path: Path, cli:
     assert "12 of 12 pictures stay" in done.out
     assert {file.name: file.stat().st_ino for file in out.rglob("*.jpg")} == before
     rows = read_manifest(out / "manifest.parquet").rows
+    held_out = tmp_path / "val.parquet"
+    assert cli("caption", tmp_path / "world" / "val", held_out, "--captioner", "structured").code == 0
+    refused = cli("augment", held_out, out, "--size", 32)
+    assert (refused.code, "manifest" in refused.err) == (2, True)
     assert next(r for r in rows if r.base == corrected).caption.startswith(
         "A thing that was looked at again."
     )

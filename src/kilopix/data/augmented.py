@@ -20,9 +20,11 @@ from kilopix.data.manifest import Row
 from kilopix.data.pixels import read_square
 from kilopix.data.rows import Rows
 from kilopix.data.sources import BrokenImage
-from kilopix.runtime import seed_from, sha256_of_text
+from kilopix.runtime import seed_from
 
 Kind = Literal["cutmix", "crop"]
+BASE_HASH = 32
+"""Digits at the head of a row's `made_from` that are of the image it is made from, as of that image's own."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Augmenter:
         caption = with_inset(row.caption, partner.caption, box)
         shorts = [one.short or (aio(one.class_name) if one.class_name else "") for one in (row, partner)]
         short = short_with_inset(shorts[0], shorts[1], box, rng) if all(shorts) else ""
-        contents = (row.made_from, partner.made_from)
-        made_from = sha256_of_text(repr(contents)) if all(contents) else ""
+        halves = [one.made_from[:BASE_HASH] for one in (row, partner)]
+        made_from = "".join(halves) if all(halves) else ""
         return self._row(row, caption, short, box, made_from, where.setting, partner.path)
 
     def _crop(self, row: Row, rng: random.Random) -> Row:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilopix.data.augmented import Augmenter, Kind
+from kilopix.data.augmented import BASE_HASH, Augmenter, Kind
 from kilopix.data.cutmix import SettingChoice, check_size
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, Row, earlier, from_table, read_manifest, to_table, write_manifest
@@ -62,7 +62,7 @@ def run(
             return done
         say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
     elif done:
-        _check_mostly_there({row.path for row in source.rows}, done, job, out)
+        _check_mostly_there(source, done, job, out)
         write_rows(source, augmenter.rows.file)
         kept = _drop_changed(done, augmenter, source.rows)
         say(f"{out}: images or captions have changed since; {kept} of {len(done.rows)} pictures stay.")
@@ -81,9 +81,10 @@ def run(
     return Manifest(out.resolve(), [row for row in rows if not row.error], job)
 
 
-def _check_mostly_there(sources: set[str], done: Manifest, job: dict[str, Any], out: Path) -> None:
+def _check_mostly_there(source: Manifest, done: Manifest, job: dict[str, Any], out: Path) -> None:
     """Refuse a manifest that lacks most of the images of before: it is of another data set."""
-    if sum(row.base in sources for row in done.rows) < len(done.rows) / 2:
+    there = {row.made_from[:BASE_HASH] for row in source.rows}
+    if sum(row.made_from[:BASE_HASH] in there for row in done.rows) < len(done.rows) / 2:
         check_same_job(done.job, job, out)
 
 

@@ -113,8 +113,8 @@ def _gone(rows: list[Row], before: list[Row], images: Path, out: Path) -> int:
     if kept.lost > kept.count:
         raise UserError(
             f"{out}: has {len(before)} captions, and {kept.lost} are of images that are no longer in "
-            f"{images}, or others there. Is it the folder that is meant? Choose another place for its captions, or delete the "
-            "file if they are not needed."
+            f"{images}, or others there. Is it the folder that is meant? Choose another place for its "
+            "captions, or delete the file if they are not needed."
         )
     return kept.gone
 
