@@ -1,6 +1,7 @@
 """`kilopix caption` and `kilopix captions` from end to end."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,8 @@ def test_a_manifest_can_be_described_anew(tmp_path: Path, cli: Cli):
     assert [row.caption for row in rows] == [f"An image of a thing {i}." for i in range(8)]
     again = cli("caption", tmp_path / "c.parquet", tmp_path / "d.parquet", "--captioner", "given")
     assert again.code == 0, again.err
-    assert read_manifest(tmp_path / "d.parquet").rows == rows
+    described = [replace(row, made_from="") for row in read_manifest(tmp_path / "d.parquet").rows]
+    assert described == [replace(row, made_from="") for row in rows]
     assert [row.path for row in read_manifest(tmp_path / "d.parquet").failed] == ["train.parquet#8"]
 
 

@@ -102,3 +102,23 @@ def test_a_data_set_that_was_saved_to_disk_is_fetched(tmp_path: Path, cli: Cli, 
     if splits:
         no = cli("fetch", tmp_path / "saved", tmp_path / "other", "--split", "dev")
         assert (no.code, "has no split 'dev'; it has train, test" in no.err) == (2, True)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut"])
+def test_what_is_lost_of_a_complete_fetch_is_fetched_anew(
+    dataset: Path, tmp_path: Path, cli: Cli, monkeypatch, damage: str
+):
+    monkeypatch.setattr("kilopix.stages.fetch.ROWS_PER_FILE", 4)
+    out = tmp_path / "pictures"
+    assert cli("fetch", dataset, out).code == 0
+    whole, lost = reds(out), out / "train-00001.parquet"
+    kept = {file: file.stat().st_mtime_ns for file in out.glob("*.parquet") if file != lost}
+    if damage == "deleted":
+        lost.unlink()
+    else:
+        lost.write_bytes(lost.read_bytes()[:-40])
+    done = cli("fetch", dataset, out)
+    assert "train-00001.parquet" in done.out
+    assert reds(out) == whole
+    assert {file: file.stat().st_mtime_ns for file in kept} == kept
+    assert "already complete" in cli("fetch", dataset, out).out

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,7 +31,7 @@ from kilopix.data.world.render import object_box, render
 from kilopix.data.world.scenes import Scene, one_object_scene
 from kilopix.data.world.scoring import judge_scene, shares
 from kilopix.pretrained.judge import GRID, SIDE, JudgeNet, JudgeOutput, load_judge
-from kilopix.runtime import atomic_path, read_json, seed_from, torch_generator, write_json
+from kilopix.runtime import read_json, seed_from, torch_generator, write_json, write_tensors
 from kilopix.types import UserError
 
 ASSET = Path(__file__).parent.parent / "src/kilopix/pretrained/assets/judge.safetensors"
@@ -277,8 +277,8 @@ class Trainer:
         for index, parameter in enumerate(self.net.parameters()):
             moments = self.optimizer.state[parameter]
             state |= {f"adam.{index}.{key}": value for key, value in moments.items()}
-        with atomic_path(self.work / f"state-{self.done}.safetensors") as path:
-            save_file({k: v.contiguous() for k, v in state.items()}, path)
+        path = self.work / f"state-{self.done}.safetensors"
+        write_tensors(path, {k: v.contiguous() for k, v in state.items()})
         write_json(self.work / "state.json", {"rounds": self.done})
         (self.work / f"state-{self.done - 1}.safetensors").unlink(missing_ok=True)
 
@@ -325,8 +325,7 @@ def export(net: JudgeNet, path: Path, threshold: float, accuracy: dict[str, floa
         "held_out_accuracy": json.dumps(accuracy),
     }
     weights = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file({k: v.contiguous() for k, v in weights.items()}, temporary, header)
+    write_tensors(path, {k: v.contiguous() for k, v in weights.items()}, header)
 
 
 def measure(path: Path, seed: int, scenes: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.data.world.captions import short_caption, structured_caption
 from kilopix.data.world.scenes import Scene
 from kilopix.pretrained.captioner import Captioner, CaptionerConfig, load_captioner
-from kilopix.runtime import pick_device, seed_from
+from kilopix.runtime import pick_device, seed_from, sha256_of_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,6 +27,38 @@ Rule = Literal["aio", "structured", "given"]
 
 NO_CAPTION = "no caption: "
 """How the error of a picture begins that is whole, but that the captioner could not describe."""
+
+
+def with_what_made_it(
+    rows: list[Row], contents: list[str], captioner: Rule | CaptionerConfig, scenes: dict[str, Scene] | None
+) -> list[Row]:
+    """The rows with a hash of all that their captions are made from, of which `contents` are the images'.
+
+    A model is shown the image alone; a rule goes by what the source says of it.
+    """
+
+    def hashed(row: Row, content: str) -> str:
+        if not content or not isinstance(captioner, str):
+            return content
+        told: tuple[object, ...] = (row.class_name,)
+        if captioner == "given":
+            told += (row.caption, row.short, row.more)
+        elif captioner == "structured":
+            told += (row.path, (scenes or {}).get(row.path))
+        return sha256_of_text(repr((content, *told)))
+
+    return [replace(row, made_from=hashed(row, content)) for row, content in zip(rows, contents, strict=True)]
+
+
+def keep_caption(row: Row, before: Row) -> Row:
+    """A row with the caption that it had before, and with the short one if its class is the same still."""
+    short = row.short or (before.short if before.class_name == row.class_name else _short(row))
+    size = {"width": before.width, "height": before.height}
+    return replace(row, caption=before.caption, short=short, more=before.more, **size)
+
+
+def _short(row: Row) -> str:
+    return row.short or (aio(row.class_name) if row.class_name else "")
 
 
 def printable(path: str) -> str:
@@ -133,6 +165,4 @@ class ModelPart:
             return replace(
                 row, caption="", error=NO_CAPTION + (error or "the captioner's answer has no words")
             )
-        return replace(
-            row, caption=caption, short=row.short or (aio(row.class_name) if row.class_name else ""), more=()
-        )
+        return replace(row, caption=caption, short=_short(row), more=())

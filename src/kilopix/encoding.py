@@ -5,7 +5,8 @@ states that says what made it. `kilopix encode` hands the parts to workers.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from kilopix.data.augmented import Pictures, load_ahead
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, PartFacts, ShardParts
+from kilopix.data.reused import ASIDE, WORK, Before, Texts
 from kilopix.data.shards import to_shard
 from kilopix.data.sources import BrokenImage, release_arrays
 from kilopix.data.windows import windows_of
@@ -66,8 +68,10 @@ class Encoded:
 
     rows: list[Row]
     moments: LatentMoments
-    texts: list[Tensor]
+    texts: list[Tensor | bytes]
     left_out: list[tuple[str, str]]
+    reused: dict[int, Texts] = field(default_factory=dict)
+    """The texts that need not be encoded, by the number of their row."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,9 @@ class EncodePart:
 
     def __call__(self, part: int) -> "pa.Table":
         """Latents and text states of part number `part`, as a table of shard rows with its facts."""
-        kind, number = self.parts.place(part)
-        start, count = number * self.parts.rows_per_part, self.parts.rows_per_part
-        pictures = self.pictures[kind]
+        kind, _ = self.parts.place(part)
+        pictures, rows = self.pictures[kind], self.rows(part)
         text, autoencoder = self._encoders
-        rows = pictures.span(start, start + count)
         from_release = self.stored and kind == "plain"
         made = self._take_stored(pictures, rows) if from_release else self._encode(pictures, rows)
         side = pictures.size // autoencoder.downsampling
@@ -126,23 +128,55 @@ class EncodePart:
             short_texts,
             data.text_storage,
             windows,
-            self._more_texts(made.rows),
+            self._more_texts(made),
         )
         return facts.put_into(table, text.encode([""]) if part == 0 else None)
 
+    def rows(self, part: int) -> list[Row]:
+        """The rows of part number `part`."""
+        kind, number = self.parts.place(part)
+        start, count = number * self.parts.rows_per_part, self.parts.rows_per_part
+        return self.pictures[kind].span(start, start + count)
+
     def _encode(self, pictures: Pictures, rows: list[Row]) -> Encoded:
+        """Latents and text states of the rows; those that lie aside from before are taken from there."""
         text, autoencoder = self._encoders
         pace = Pace.of(self._device, pictures.size)
-        good, means, stds, left_out = [], [], [], []
-        for batch in load_ahead(pictures, rows, pace.images, pace.threads):
-            good += batch.rows
+        made: dict[str, tuple[Tensor, Tensor]] = {}
+        for row, known in zip(rows, self._before.latents(rows), strict=True):
+            if known is not None:
+                made[row.path] = self._stored(known[0]), self._stored(known[1])
+        left_out = []
+        fresh = [row for row in rows if row.path not in made]
+        for batch in load_ahead(pictures, fresh, pace.images, pace.threads):
             left_out += batch.left_out
             if batch.rows:
                 moments = encode_images(autoencoder, to_images(batch.pixels, self._device))
-                means.append(moments.mean.cpu())
-                stds.append(moments.std.cpu())
-        texts = encode_in_batches(text, [row.caption for row in good], pace.tokens)
-        return Encoded(good, self._together(means, stds), texts, left_out)
+                pairs = zip(moments.mean.cpu().split(1), moments.std.cpu().split(1), strict=True)
+                made |= {row.path: pair for row, pair in zip(batch.rows, pairs, strict=True)}
+        good = [row for row in rows if row.path in made]
+        known = self._before.texts(good)
+        reused = {i: texts for i, texts in enumerate(known) if texts is not None}
+        fresh = [row.caption for i, row in enumerate(good) if i not in reused]
+        encoded = iter(encode_in_batches(text, fresh, pace.tokens))
+        texts = [reused[i].text if i in reused else next(encoded) for i in range(len(good))]
+        pairs = [made[row.path] for row in good]
+        moments = self._together([mean for mean, _ in pairs], [std for _, std in pairs])
+        return Encoded(good, moments, texts, left_out, reused)
+
+    @cached_property
+    def _before(self) -> Before:
+        text, autoencoder = self._encoders
+        return Before(self.out / WORK / ASIDE, text.fingerprint, autoencoder.fingerprint)
+
+    def _stored(self, values: bytes) -> Tensor:
+        """Latents `1 C H W` as they lie in shards; no bytes are zeros."""
+        autoencoder = self._encoders[1]
+        side = self.recipe.data.image_size // autoencoder.downsampling
+        shape = 1, autoencoder.channels, side, side
+        if not values:
+            return torch.zeros(shape)
+        return torch.from_numpy(np.frombuffer(values, np.float16).astype(np.float32)).reshape(shape)
 
     def _take_stored(self, pictures: Pictures, rows: list[Row]) -> Encoded:
         """What the published release holds of the rows; latents are brought to the recipe's scale."""
@@ -167,19 +201,24 @@ class EncodePart:
         empty = torch.empty(0, autoencoder.channels, side, side)
         return LatentMoments(torch.cat([empty, *means]), torch.cat([empty, *stds]))
 
-    def _more_texts(self, rows: list[Row]) -> list[list[Tensor]]:
+    def _more_texts(self, made: Encoded) -> list[Sequence[Tensor | bytes]]:
         """States of the further captions of every row."""
         tokens = Pace.of(self._device, self.recipe.data.image_size).tokens
-        captions = [caption for row in rows for caption in row.more]
+        fresh = [row for i, row in enumerate(made.rows) if i not in made.reused]
+        captions = [caption for row in fresh for caption in row.more]
         states = iter(encode_in_batches(self._encoders[0], captions, tokens))
-        return [list(islice(states, len(row.more))) for row in rows]
+        return [
+            made.reused[i].more if i in made.reused else list(islice(states, len(row.more)))
+            for i, row in enumerate(made.rows)
+        ]
 
-    def _short_texts(self, made: Encoded) -> list[Tensor]:
+    def _short_texts(self, made: Encoded) -> list[Tensor | bytes]:
         """States of the short captions; those of the caption itself where there is no other."""
-        other = [i for i, row in enumerate(made.rows) if row.short and row.short != row.caption]
+        fresh = [i for i in range(len(made.rows)) if i not in made.reused]
+        other = [i for i in fresh if made.rows[i].short and made.rows[i].short != made.rows[i].caption]
         tokens = Pace.of(self._device, self.recipe.data.image_size).tokens
         encoded = encode_in_batches(self._encoders[0], [made.rows[i].short for i in other], tokens)
-        texts = list(made.texts)
+        texts = [made.reused[i].short if i in made.reused else text for i, text in enumerate(made.texts)]
         for i, states in zip(other, encoded, strict=True):
             texts[i] = states
         return texts

@@ -28,7 +28,7 @@ from kilopix.pretrained.inception import load_inception
 from kilopix.pretrained.vision import FeatureExtractor, load_efficientnet_lite0
 from kilopix.pretrained.vision_hub import CLIP, load_clip, load_dinov2
 from kilopix.pretrained.weights import read_weights_file
-from kilopix.runtime import atomic_path, cache_folder, sha256_of_text
+from kilopix.runtime import cache_folder, sha256_of_text, write_tensors
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -165,14 +165,11 @@ def store_features(
 
 def stored_moments(features: StoredFeatures) -> Moments:
     """The moments of stored features, from a file beside them if it is there."""
-    from safetensors.torch import save_file
-
     path = features.parts.folder / "moments.safetensors"
     if not path.exists():
         made = moments_of(features)
-        with atomic_path(path) as temporary:
-            count = torch.tensor(made.count)
-            save_file({"count": count, "mean": made.mean.cpu(), "scatter": made.scatter.cpu()}, temporary)
+        count = torch.tensor(made.count)
+        write_tensors(path, {"count": count, "mean": made.mean.cpu(), "scatter": made.scatter.cpu()})
     stored = read_weights_file(path)
     device = "cpu" if features.device.startswith("mps") else features.device  # mps has no float64
     mean, scatter = stored["mean"].to(device), stored["scatter"].to(device)

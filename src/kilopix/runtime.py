@@ -6,24 +6,43 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kilopix.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CHUNK = 1 << 20
 SPEAKERS = ("MainProcess", "worker 0")
 """Of the processes that do the same, the names of those that say what they do."""
 
+_LAST_BYTES = {
+    ".arrow": b"ARROW1",
+    ".parquet": b"PAR1",
+    ".jpg": b"\xff\xd9",
+    ".png": b"IEND\xaeB`\x82",
+    ".jsonl": b"\n",
+}
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; on success it is flushed to disk and renamed to `path`."""
+    """Yield an empty temporary file beside `path`; on success it is flushed to disk and renamed to `path`.
+
+    Its mode is what the umask leaves, whatever the writer made of it: libraries that write through a
+    temporary file of their own let nobody else read it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        with open(temporary, "wb") as file:
+            mode = os.fstat(file.fileno()).st_mode
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -38,6 +57,39 @@ def absent(path: Path) -> str:
     """How to say that a file is not there; where its folder is not there either, that is said."""
     folder = path.parent
     return f"{path}: no such file" if folder.is_dir() else f"{folder}: {no_folder(folder)}"
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a file is there and ends as one of its kind does, which one that was cut short does not.
+
+    Costs reading its last bytes, or a safetensors file's header; what lies between is not looked at.
+    """
+    if not file.is_file():
+        return False
+    if file.suffix == ".safetensors":
+        return _is_whole_safetensors(file)
+    last = _LAST_BYTES.get(file.suffix, b"")
+    with open(file, "rb") as opened:
+        size = opened.seek(0, os.SEEK_END)
+        opened.seek(max(size - len(last), 0))
+        return size > 0 and opened.read() == last if last else size > 0
+
+
+def _is_whole_safetensors(file: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def name_some(files: Iterable[Path | str], show: int = 3) -> str:
+    """The first few of several files by name, and how many more there are."""
+    names = [str(file) for file in files]
+    more = f" and {len(names) - show} more" if len(names) > show else ""
+    return ", ".join(names[:show]) + more
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -117,6 +169,28 @@ def text_lines(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error}).") from None
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all; equal tensors and metadata give equal bytes."""
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata)
+        if metadata and len(metadata) > 1:
+            sort_metadata(temporary)
+
+
+def sort_metadata(safetensors: Path) -> None:
+    """Put the keys of a header's metadata in order: safetensors writes them in one that is drawn anew."""
+    with open(safetensors, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        sorted_header = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(sorted_header) <= length, "the same keys and values take no more room"
+        file.seek(8)
+        file.write(sorted_header.ljust(length))
 
 
 def sha256_of_file(path: Path) -> str:

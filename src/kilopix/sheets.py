@@ -21,7 +21,7 @@ from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.text_encoder import load_text_encoder
 from kilopix.previews import as_images
 from kilopix.recipe import Recipe
-from kilopix.runtime import atomic_path
+from kilopix.runtime import write_tensors
 from kilopix.training.watching import PreviewConfig
 from kilopix.types import LatentStatistics, TextStates, UserError
 from kilopix.validation import evaluating
@@ -108,7 +108,6 @@ def open_preview(
 def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple[TextStates, TextStates]:
     """States of the prompts and of the negative prompt, from the file of an earlier call if it fits."""
     from safetensors import safe_open
-    from safetensors.torch import save_file
 
     path = folder / "prompts.safetensors"
     texts = [*recipe.preview.prompts, recipe.sampling.negative_prompt]
@@ -125,8 +124,7 @@ def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple
         )
     states = encoder.encode(texts)
     states = TextStates(states.states.float().cpu().contiguous(), states.mask.cpu().contiguous())
-    with atomic_path(path) as temporary:
-        save_file({"states": states.states, "mask": states.mask}, temporary, wanted)
+    write_tensors(path, {"states": states.states, "mask": states.mask}, wanted)
     return _split(states)
 
 

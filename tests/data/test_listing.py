@@ -199,14 +199,3 @@ def test_files_that_are_no_source_say_why(tmp_path: Path, name: str, content: by
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=why):
         list_source(tmp_path / name)
-
-
-def test_the_fingerprint_changes_with_texts_and_pictures(tmp_path: Path):
-    (tmp_path / "captions.tsv").write_text("a.png\tA.\n")
-    (tmp_path / "a.png").write_bytes(numbered(1))
-    first = list_source(tmp_path).fingerprint()
-    assert list_source(tmp_path).fingerprint() == first
-    (tmp_path / "a.png").write_bytes(numbered(1) + b"x")
-    second = list_source(tmp_path).fingerprint()
-    (tmp_path / "captions.tsv").write_text("a.png\tB.\n")
-    assert len({first, second, list_source(tmp_path).fingerprint()}) == 3

@@ -23,6 +23,8 @@ from kilopix.data.sources import BrokenImage
 from kilopix.runtime import seed_from
 
 Kind = Literal["cutmix", "crop"]
+BASE_HASH = 32
+"""Digits at the head of a row's `made_from` that are of the image it is made from, as of that image's own."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,14 @@ class Augmenter:
         caption = with_inset(row.caption, partner.caption, box)
         shorts = [one.short or (aio(one.class_name) if one.class_name else "") for one in (row, partner)]
         short = short_with_inset(shorts[0], shorts[1], box, rng) if all(shorts) else ""
-        return self._row(row, caption, short, box, setting=where.setting, partner=partner.path)
+        halves = [one.made_from[:BASE_HASH] for one in (row, partner)]
+        made_from = "".join(halves) if all(halves) else ""
+        return self._row(row, caption, short, box, made_from, where.setting, partner.path)
 
     def _crop(self, row: Row, rng: random.Random) -> Row:
         box = choose_crop(rng)
         short = cropped(row.short, box) if row.short else ""
-        return self._row(row, cropped(row.caption, box), short, box)
+        return self._row(row, cropped(row.caption, box), short, box, row.made_from)
 
     def _row(
         self,
@@ -63,6 +67,7 @@ class Augmenter:
         caption: str,
         short: str,
         box: tuple[float, float, float, float],
+        made_from: str,
         setting: str = "",
         partner: str = "",
     ) -> Row:
@@ -79,6 +84,7 @@ class Augmenter:
             setting=setting,
             partner=partner,
             box=box,
+            made_from=made_from,
         )
 
     def pixels(self, planned: Row) -> np.ndarray:

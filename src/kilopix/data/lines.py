@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from kilopix.data.engines import run_local
 from kilopix.data.parts import Parts, missing_parts, network_threads, threads_here
 from kilopix.jobs import OPTION, check_same_job
-from kilopix.runtime import Line, read_lines, write_lines
+from kilopix.runtime import Line, lines_or_faults, read_lines, say, write_lines
 from kilopix.types import UserError
 
 MakeLines = Callable[[int], list[Line]]
@@ -42,19 +42,25 @@ class LineParts(Parts):
 
 
 def finished_lines(
-    path: Path, job: dict[str, Any], overwrite: bool = False, instead: str = OPTION
+    path: Path, job: dict[str, Any], count: int, overwrite: bool = False, instead: str = OPTION
 ) -> tuple[Line, list[Line]] | None:
-    """The first line of a finished file, which holds its job, and the others; None if it is to be made.
+    """The first line of a finished file, which holds its job, and the `count` others; else None.
 
-    Raises `UserError` if the file is of another job, and is not to be replaced.
+    A file that was cut short is as good as none, which the user is told. Raises `UserError` if the file is of
+    another job, and is not to be replaced.
     """
     if not path.exists():
         return None
-    lines = read_lines(path)
-    if not lines or "job" not in lines[0]:
+    first, *others = list(lines_or_faults(path)) or [""]
+    if isinstance(first, str) or "job" not in first:
         raise UserError(f"{path}: its first line does not say how it was made; choose another place.")
-    same = check_same_job(lines[0]["job"], job, path, overwrite, instead)
-    return (lines[0], lines[1:]) if same else None
+    if not check_same_job(first["job"], job, path, overwrite, instead):
+        return None
+    lines = [line for line in others if not isinstance(line, str)]
+    if not len(lines) == len(others) == count:
+        say(f"{path}: was complete, but holds {len(lines)} of its {count} lines now; they are made anew.")
+        return None
+    return first, lines
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Manifests: one Parquet file with a row per picture, its caption and its geometry.
 
 In: rows of Arrow tables, failed files included. Out: `manifest.parquet` of the rows that can be used,
-and beside it `<name>.failures.jsonl` that names every file left out, and why.
+and beside it `<name>.failures.jsonl` that names every file left out, and why. A manifest that another program
+has edited and saved is read too.
 """
 
 import json
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.data.manifest_table import to_columns
 from kilopix.jobs import check_same_job
 from kilopix.runtime import atomic_path, report_left_out
 from kilopix.types import UserError
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 
 MANIFEST_FORMAT = "kilopix manifest 1"
+ROOT = "root"
+_OF_PANDAS = "PANDAS_ATTRS"
+"""Where pandas keeps what it knows of a table beside its columns, from reading it to saving it."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,8 @@ class Row:
 
     kind is plain, cutmix or crop; of the last two, `base` names the plain picture, `setting` and
     `partner` the paste, and `box` (x0, y0, x1, y1 in fractions of the side) where it lies. A row with an
-    `error` is a file that could not be used.
+    `error` is a file that could not be used. `made_from` is a hash of what the caption was made from, the
+    image's bytes among it: as long as it stays, the caption holds.
     """
 
     path: str
@@ -47,6 +53,7 @@ class Row:
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
     error: str = ""
     more: tuple[str, ...] = ()
+    made_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,18 +93,26 @@ def to_table(rows: Iterable[Row]) -> "pa.Table":
 
 
 def from_table(table: "pa.Table") -> list[Row]:
-    """The rows of an Arrow table."""
-    return [
-        Row(**{**row, "box": tuple(row["box"]), "more": tuple(row["more"] or ())})
-        for row in table.to_pylist()
-    ]
+    """The rows of an Arrow table; what is null is as if it were not given."""
+    return [_row(values) for values in table.to_pylist()]
+
+
+def _row(values: dict[str, Any]) -> Row:
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in values.items()
+        if value is not None
+    }
+    return Row(**{"class_name": "", **given})
 
 
 def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any]) -> list[Row]:
     """Write the usable rows and the failures; return the failed rows.
 
-    The root is kept relative to the manifest, so that both can be moved together.
+    The root is kept relative to the manifest, so that both can be moved together; in a column too, which no
+    program drops that edits the captions. pandas keeps all of what is said beside the columns.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     failed = [row for row in rows if row.error]
@@ -106,9 +121,10 @@ def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any])
     if not good:
         raise UserError(f"{root}: no picture in it could be used; {failures_path(path)} says why for each.")
     relative = os.path.relpath(root.resolve(), path.resolve().parent)
-    metadata = {"root": relative, "job": json.dumps(job), "format": MANIFEST_FORMAT}
+    metadata = {ROOT: relative, "job": json.dumps(job), "format": MANIFEST_FORMAT}
     metadata["failed"] = json.dumps([[row.path, row.class_name, row.error] for row in failed])
-    table = to_table(good).replace_schema_metadata(metadata)
+    table = to_table(good).append_column(ROOT, pa.array([relative] * len(good), pa.string()))
+    table = table.replace_schema_metadata({**metadata, _OF_PANDAS: json.dumps(metadata)})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
     return failed
@@ -132,14 +148,34 @@ def read_manifest(path: Path) -> Manifest:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None
-    metadata = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-    if "more" not in table.schema.names:  # one that was written before pictures had several captions
-        table = table.append_column("more", pa.nulls(len(table), pa.list_(pa.string())))
-    if metadata.get("format") != MANIFEST_FORMAT or not table.schema.equals(schema()):
+    record = _record(table.schema)
+    if record.get("format", MANIFEST_FORMAT) != MANIFEST_FORMAT:
         raise UserError(f"{path}: a Parquet file, but not a manifest of this version of kilopix.")
-    root = (path.resolve().parent / metadata["root"]).resolve()
-    failed = [Row(path, name, error=why) for path, name, why in json.loads(metadata.get("failed", "[]"))]
-    return Manifest(root, from_table(table), json.loads(metadata["job"]), failed)
+    rows = from_table(to_columns(table, schema(), path))
+    root = (path.resolve().parent / _root(table, record, path)).resolve()
+    if not record and rows and not (root / rows[0].path.split("#")[0]).exists():
+        raise UserError(
+            f"{path}: its first image is {rows[0].path}, and there is no such file below {root}. Another "
+            f"program saved the manifest without its folder of images; name that in a column {ROOT!r}."
+        )
+    failed = [Row(path, name, error=why) for path, name, why in json.loads(record.get("failed", "[]"))]
+    return Manifest(root, rows, json.loads(record.get("job", "{}")), failed)
+
+
+def _record(schema: "pa.Schema") -> dict[str, str]:
+    """What is said of a manifest beside its columns; nothing if the program that saved it dropped it."""
+    metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+    if "format" not in metadata:
+        metadata = json.loads(metadata.get(_OF_PANDAS, "{}"))
+    return metadata if "format" in metadata else {}
+
+
+def _root(table: "pa.Table", record: dict[str, str], path: Path) -> str:
+    """The folder of the images, from that of the manifest."""
+    said = table.column(ROOT).unique().to_pylist() if ROOT in table.schema.names else []
+    if len(said) > 1:
+        raise UserError(f"{path}: the column {ROOT!r} must be the same in all rows; it has {said[:3]}.")
+    return said[0] if said and said[0] else record.get(ROOT, ".")
 
 
 def is_manifest(path: Path) -> bool:
@@ -150,18 +186,34 @@ def is_manifest(path: Path) -> bool:
     if path.suffix != ".parquet" or not path.is_file():
         return False
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        found = pq.read_schema(path)
     except (pa.ArrowInvalid, OSError):
         return False
-    return metadata.get(b"format", b"").startswith(b"kilopix manifest")
+    known = {field.name for field in fields(Row)} - {"error", "more", "made_from"}
+    return _record(found).get("format", "").startswith("kilopix manifest") or known <= set(found.names)
 
 
 def finished(path: Path, job: dict[str, Any], overwrite: bool = False) -> Manifest | None:
-    """The manifest at `path` if the same job made it already; another job's is a `UserError`.
+    """The manifest at `path` if the same job made it already; another job's is a `UserError`."""
+    return earlier(path, job, overwrite=overwrite)
+
+
+def earlier(path: Path, job: dict[str, Any], *inputs: str, overwrite: bool = False) -> Manifest | None:
+    """The manifest at `path` if the same job made it, but for the `inputs` that may have changed since.
+
+    None if there is none, or that of another job is to be replaced; else that is a `UserError`, and so is
+    one whose rows do not say what they are made from.
 
     With `overwrite` it is None too, for a manifest that is to be replaced.
     """
     if not path.exists():
         return None
     manifest = read_manifest(path)
+    if not manifest.job and not overwrite:
+        raise UserError(
+            f"{path}: was saved by another program, without the record of how it was made, so it cannot be "
+            "gone on with. Choose another place for the new manifest."
+        )
+    if all(row.made_from for row in manifest.rows):
+        job = job | {key: manifest.job[key] for key in inputs if key in manifest.job}
     return manifest if check_same_job(manifest.job, job, path, overwrite) else None

@@ -16,7 +16,7 @@ import torch
 
 from kilopix.config import Config
 from kilopix.data.parts import Parts, read_table
-from kilopix.runtime import atomic_path, sha256_of_file
+from kilopix.runtime import atomic_path, sha256_of_file, write_tensors
 from kilopix.types import LatentMoments, LatentStatistics, TextStates, UserError
 
 if TYPE_CHECKING:
@@ -62,8 +62,11 @@ class LatentSums(Config):
 
     @classmethod
     def of(cls, moments: LatentMoments) -> "LatentSums":
-        """The sums of values and of squares, as they are when latents are drawn from their moments."""
-        mean, std = moments.mean.double(), moments.std.double()
+        """The sums of values and of squares, as they are when latents are drawn from their moments.
+
+        Of what is stored, in half precision, so that rows taken from other shards have the same sums.
+        """
+        mean, std = moments.mean.half().double(), moments.std.half().double()
         first, second = mean.sum((0, 2, 3)), (mean.square() + std.square()).sum((0, 2, 3))
         positions = len(mean) * mean.shape[2] * mean.shape[3]
         return cls(count=positions, first=tuple(first.tolist()), second=tuple(second.tolist()))
@@ -96,6 +99,11 @@ class PartFacts(Config):
     left_out: list[tuple[str, str]]
     sums: LatentSums
 
+    @classmethod
+    def of(cls, table: "pa.Table") -> "PartFacts":
+        """The facts in the metadata of a part."""
+        return cls.model_validate_json(table.schema.metadata[_KEY])
+
     def put_into(self, table: "pa.Table", empty_text: TextStates | None) -> "pa.Table":
         """The table with these facts, and in one part the states of the empty text, in its metadata."""
         from safetensors.torch import save
@@ -125,7 +133,7 @@ def gather(paths: Sequence[Path], folder: Path) -> Gathered:
     for path in paths:
         table = read_table(path)
         metadata = table.schema.metadata
-        facts.append(PartFacts.model_validate_json(metadata[_KEY]))
+        facts.append(PartFacts.of(table))
         _check_same_encoders(facts[0], facts[-1], path)
         kind = path.name.split("-")[0]
         rows[kind] = rows.get(kind, 0) + len(table)
@@ -154,10 +162,7 @@ def _check_same_encoders(first: PartFacts, other: PartFacts, path: Path) -> None
 
 def save_text(path: Path, text: TextStates) -> None:
     """Keep one text's states in a file."""
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file({"states": text.states.cpu().contiguous(), "mask": text.mask.cpu()}, temporary)
+    write_tensors(path, {"states": text.states.cpu().contiguous(), "mask": text.mask.cpu()})
 
 
 def load_text(path: Path) -> TextStates:

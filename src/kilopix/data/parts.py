@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from kilopix.data.engines import Engine, run_local, run_ray
 from kilopix.progress import Progress
-from kilopix.runtime import atomic_path
+from kilopix.runtime import atomic_path, is_whole
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ class Parts:
         return self.folder / f"part-{part:05d}.{self.ending}"
 
     def missing(self) -> list[int]:
-        """The parts still to be made."""
-        return [i for i in range(self.count) if not self.path(i).exists()]
+        """The parts still to be made: those that are not there, or were cut short."""
+        return [i for i in range(self.count) if not is_whole(self.path(i))]
 
     def tables(self) -> "Iterator[pa.Table]":
         """All parts in order."""

@@ -22,6 +22,7 @@ from kilopix.data.part_facts import EMPTY_TEXT as EMPTY_TEXT
 from kilopix.data.part_facts import load_text
 from kilopix.data.parts import open_table
 from kilopix.data.pixels import WHOLE, Box
+from kilopix.data.reused import image_key, text_key
 from kilopix.data.text_storage import StoredText, TextStorage, pack, view
 from kilopix.runtime import no_folder, read_json, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
@@ -46,6 +47,8 @@ _COLUMNS = {
     "short_text": "the same of the short caption; no bytes where it is the caption",
     "more_captions": "list of strings: further captions of the same picture",
     "more_text": "list of states, each as in text: those of the further captions",
+    "image_key": "string: hash of what the latents are made from",
+    "text_key": "string: hash of what the text states are made from",
 }
 
 
@@ -76,16 +79,16 @@ class ShardIndex(Config):
 def to_shard(
     rows: list[Row],
     moments: LatentMoments,
-    texts: list[Tensor],
-    short_texts: list[Tensor],
+    texts: Sequence[Tensor | bytes],
+    short_texts: Sequence[Tensor | bytes],
     storage: TextStorage = "float16",
     windows: Sequence[Box] | None = None,
-    more_texts: Sequence[Sequence[Tensor]] | None = None,
+    more_texts: Sequence[Sequence[Tensor | bytes]] | None = None,
 ) -> "pa.Table":
     """One Arrow table of rows with their latents and the states (tokens, width) of their captions.
 
-    `more_texts` are the states of each row's further captions. Without `windows`, each row of kind crop shows
-    its box, and each other the whole.
+    States may be bytes as they lie in other shards. `more_texts` are those of each row's further captions.
+    Without `windows`, each row of kind crop shows its box, and each other the whole.
     A short text that is the very tensor of the long one is not stored a second time.
     """
     import pyarrow as pa
@@ -93,9 +96,11 @@ def to_shard(
     means, stds = moments.mean.half().cpu().numpy(), moments.std.half().cpu().numpy()
     if windows is None:
         windows = [row.box if row.kind == "crop" else WHOLE for row in rows]
-    shorts = [
-        b"" if short is text else pack(short, storage) for short, text in zip(short_texts, texts, strict=True)
-    ]
+
+    def packed(states: Tensor | bytes) -> bytes:
+        return states if isinstance(states, bytes) else pack(states, storage)
+
+    shorts = [b"" if short is text else packed(short) for short, text in zip(short_texts, texts, strict=True)]
     columns = {
         "path": pa.array([row.path for row in rows], pa.string()),
         "caption": pa.array([row.caption for row in rows], pa.string()),
@@ -105,13 +110,15 @@ def to_shard(
         "window": pa.array(windows, pa.list_(pa.float32(), 4)),
         "mean": pa.array([m.tobytes() for m in means], pa.large_binary()),
         "std": pa.array([s.tobytes() if s.any() else b"" for s in stds], pa.large_binary()),
-        "text": pa.array([pack(text, storage) for text in texts], pa.large_binary()),
+        "text": pa.array([packed(text) for text in texts], pa.large_binary()),
         "short_text": pa.array(shorts, pa.large_binary()),
         "more_captions": pa.array([row.more for row in rows], pa.list_(pa.string())),
         "more_text": pa.array(
-            [[pack(text, storage) for text in some] for some in more_texts or [()] * len(rows)],
+            [[packed(text) for text in some] for some in more_texts or [()] * len(rows)],
             pa.list_(pa.large_binary()),
         ),
+        "image_key": pa.array([image_key(row) for row in rows], pa.string()),
+        "text_key": pa.array([text_key(row) for row in rows], pa.string()),
     }
     return pa.table(columns)
 
@@ -155,7 +162,9 @@ class Shards:
         self.index = read_index(folder)
         missing = [name for name in self.index.files if not (folder / name).is_file()]
         if missing:
-            raise UserError(f"{folder / missing[0]}: missing; encode again into a new folder.")
+            raise UserError(
+                f"{folder / missing[0]}: missing; the same `kilopix encode` again makes it, alone."
+            )
         self._files = {kind: self._open(kind) for kind in ("plain", "augmented")}
         self._starts = {
             kind: np.cumsum([0, *(len(file) for file in files)]) for kind, files in self._files.items()

@@ -15,7 +15,7 @@ from kilopix.data.parts import open_table
 from kilopix.data.shards import Blobs, ListedBlobs, ShardIndex, read_index
 from kilopix.data.text_storage import tokens_in, view
 from kilopix.english import counted
-from kilopix.runtime import sha256_of_file
+from kilopix.runtime import is_whole, sha256_of_file
 from kilopix.types import UserError
 
 
@@ -54,6 +54,16 @@ def verify(folder: Path, on_file: Callable[[], None] = lambda: None) -> Findings
     if not np.isfinite([*statistics.mean, *statistics.std]).all() or min(statistics.std) <= 0:
         faults.append("index.json: the statistics of the latents are not finite and positive")
     return Findings(rows, faults)
+
+
+def lost_files(folder: Path, index: ShardIndex) -> list[str]:
+    """The files of finished shards that are missing or cut short; of small ones, the hash is compared."""
+    return [
+        name
+        for name, sha256 in index.files.items()
+        if not is_whole(folder / name)
+        or (not name.endswith(".arrow") and sha256_of_file(folder / name) != sha256)
+    ]
 
 
 def check_shards_are_whole(folder: Path) -> None:

@@ -21,7 +21,7 @@ from kilopix.pretrained.autoencoder import save_autoencoder
 from kilopix.pretrained.patch_codec import PatchCodec
 from kilopix.pretrained.text_encoder import save_text_encoder
 from kilopix.recipe import Recipe
-from kilopix.runtime import write_json
+from kilopix.runtime import write_json, write_tensors
 from kilopix.types import UserError
 
 CODE = Path(__file__).parent / "pipeline"
@@ -151,13 +151,10 @@ def _write_autoencoder(
 
 def _write_part(folder: Path, code: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """A component with code of its own: the code, its config, its weights."""
-    from safetensors.torch import save_file
-
     _copy_code(code, folder)
     write_json(folder / "config.json", config)
     whole = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
-    save_file(whole, folder / _WEIGHTS, {"format": "pt"})
-    (folder / _WEIGHTS).chmod(0o644)
+    write_tensors(folder / _WEIGHTS, whole, {"format": "pt"})
 
 
 def _copy_code(name: str, folder: Path) -> None:

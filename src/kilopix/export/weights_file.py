@@ -50,4 +50,3 @@ def write_weights(generator: Generator, out: Path, dtype: torch.dtype = torch.fl
         codec = generator.autoencoder.tensors()
         tensors |= {f"{CODEC_PREFIX}{name}": value.contiguous() for name, value in codec.items()}
     save_tensors(out, tensors, header_of(generator))
-    out.chmod(0o644)  # safetensors lets nobody else read it

@@ -19,11 +19,10 @@ from einops import rearrange
 from jaxtyping import Float
 from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.runtime import atomic_path, sha256_of_text
+from kilopix.runtime import sha256_of_text, write_tensors
 from kilopix.types import LatentMoments, UserError
 
 _HEADER_KEY = "kilopix.patch_codec"
@@ -161,8 +160,7 @@ class PatchCodec:
     def save(self, path: Path) -> None:
         """Write the codec as safetensors, with its config in the header."""
         header = {_HEADER_KEY: self.config.model_dump_json()}
-        with atomic_path(path) as temporary:
-            save_file(self.tensors(), temporary, metadata=header)
+        write_tensors(path, self.tensors(), header)
 
     @staticmethod
     def load(path: Path) -> "PatchCodec":

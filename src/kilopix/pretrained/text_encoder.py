@@ -22,6 +22,7 @@ from kilopix.pretrained.weights import (
     torch_dtype,
     weights_digest,
 )
+from kilopix.runtime import atomic_path
 from kilopix.types import TextStates, UserError
 
 _WEIGHTS = "model"
@@ -145,6 +146,9 @@ def save_text_encoder(encoder: TextEncoder, model: Path, tokenizer: Path) -> tup
     own, words = encoder._model, encoder._tokenizer
     with quiet_transformers():
         own.save_pretrained(model)
+    for weights in model.glob("*.safetensors"):
+        with atomic_path(weights) as temporary:  # for the mode that any other file gets
+            weights.replace(temporary)
     words.save_pretrained(tokenizer)
     return type(own).__name__, "PreTrainedTokenizerFast" if words.is_fast else type(words).__name__
 

@@ -6,19 +6,27 @@ In: a manifest. Out: a folder of pictures and their manifest. A picture is a pur
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from kilopix.data.augmented import Augmenter, Kind
+from kilopix.data.augmented import BASE_HASH, Augmenter, Kind
 from kilopix.data.cutmix import SettingChoice, check_size
 from kilopix.data.engines import Engine
-from kilopix.data.manifest import Manifest, Row, finished, from_table, read_manifest, to_table, write_manifest
+from kilopix.data.manifest import (
+    Manifest,
+    Row,
+    earlier,
+    from_table,
+    read_manifest,
+    to_table,
+    write_manifest,
+)
 from kilopix.data.parts import Parts, make_parts
 from kilopix.data.pixels import save_jpeg
-from kilopix.data.rows import write_rows
+from kilopix.data.rows import Rows, write_rows
 from kilopix.data.sources import BrokenImage
 from kilopix.english import counted
-from kilopix.jobs import Folder, open_job
-from kilopix.runtime import remove_folder, say, sha256_of_file
+from kilopix.jobs import JOB, Folder, check_same_job, open_job
+from kilopix.runtime import is_whole, name_some, remove_folder, say, sha256_of_file, write_json
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -56,12 +64,27 @@ def run(
         "manifest": sha256_of_file(manifest),
         "rows_per_part": rows_per_part,
     }
-    if done := finished(out / MANIFEST, job, overwrite):
-        say(f"{out}: already complete, {counted(len(done.rows), 'picture')}.")
-        return done
-    open_job(out, FOLDER, job, overwrite)
+    done = earlier(out / MANIFEST, job, "manifest", overwrite=overwrite)
     work = out / "parts"
-    augmenter = Augmenter(write_rows(source, work / "rows.arrow"), kind, setting, size, seed)
+    augmenter = Augmenter(Rows(source.root, work / "rows.arrow"), kind, setting, size, seed)
+    if done and done.job == job:
+        lost = [row.path for row in done.rows if not is_whole(done.file(row))]
+        if not lost:
+            say(f"{out}: already complete, {counted(len(done.rows), 'picture')}.")
+            return done
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+    elif done:
+        _check_mostly_there(source, done, job, out, overwrite)
+        write_rows(source, augmenter.rows.file)
+        kept = _drop_changed(done, augmenter, source.rows)
+        say(
+            f"{out}: images or captions have changed since; {kept} of {counted(len(done.rows), 'picture')} stay."
+        )
+        write_json(out / JOB, job)
+    if done:
+        (out / MANIFEST).unlink()
+    open_job(out, FOLDER, job, overwrite)
+    write_rows(source, augmenter.rows.file)
     parts = Parts(work, -(-len(source.rows) // rows_per_part))
     make = AugmentPart(augmenter, out, rows_per_part)
     make_parts(parts, make, f"augment ({kind})", len(source.rows), workers, engine)
@@ -70,6 +93,32 @@ def run(
     remove_folder(work)
     say(f"{out}: {counted(len(rows) - len(failed), 'picture')} by {kind}.")
     return Manifest(out.resolve(), [row for row in rows if not row.error], job)
+
+
+def _check_mostly_there(
+    source: Manifest, done: Manifest, job: dict[str, Any], out: Path, overwrite: bool
+) -> None:
+    """Refuse a manifest that lacks most of the images of before: it is of another data set."""
+    there = {row.made_from[:BASE_HASH] for row in source.rows}
+    if sum(row.made_from[:BASE_HASH] in there for row in done.rows) < len(done.rows) / 2:
+        check_same_job(done.job, job, out, overwrite)
+
+
+def _drop_changed(done: Manifest, augmenter: Augmenter, sources: list[Row]) -> int:
+    """Delete the pictures that are made of other images now, or in another way; returns how many stay."""
+    planned = {row.path: row for row in map(augmenter.plan, sources)}
+    kept = 0
+    for row in done.rows:
+        new = planned.get(row.path)
+        if new is not None and new.made_from and _pixels_of(new) == _pixels_of(row):
+            kept += 1
+        else:
+            done.file(row).unlink(missing_ok=True)
+    return kept
+
+
+def _pixels_of(row: Row) -> tuple[object, ...]:
+    return row.made_from, row.setting, row.box, row.partner
 
 
 def check_classes(source: Manifest, path: Path) -> None:
@@ -94,6 +143,8 @@ class AugmentPart:
 
     def _make(self, row: Row) -> Row:
         planned = self.augmenter.plan(row)
+        if is_whole(self.out / planned.path):  # of this job, which was interrupted
+            return planned
         try:
             pixels = self.augmenter.pixels(planned)
         except BrokenImage as error:

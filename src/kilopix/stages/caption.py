@@ -2,19 +2,31 @@
 
 In: a source of pictures (class folders, a captions file, Parquet, tar), or a manifest whose pictures are
 to be described anew. Out: a Parquet manifest. Every file is decoded once, so that a damaged one is named
-here and not in the middle of training.
+here and not in the middle of training. A caption is kept as long as its image and all else that it was made
+from stay as they are, whatever is added, removed or renamed beside it.
 """
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from kilopix.captioning import NO_CAPTION, ModelPart, Rule, RulePart, printable
+from kilopix.captioning import (
+    NO_CAPTION,
+    ModelPart,
+    Rule,
+    RulePart,
+    keep_caption,
+    printable,
+    with_what_made_it,
+)
 from kilopix.data.cleaning import Cleaning
 from kilopix.data.engines import Engine
+from kilopix.data.kept import Kept, content_hashes, digest_of, go_on
 from kilopix.data.manifest import (
     Manifest,
     Row,
+    earlier,
+    failures_path,
     finished,
     from_table,
     is_manifest,
@@ -28,7 +40,7 @@ from kilopix.data.world.scenes import Scene, load_scenes
 from kilopix.english import counted
 from kilopix.jobs import PARTS, open_job
 from kilopix.pretrained.captioner import ONLY_SPEED, CaptionerConfig
-from kilopix.runtime import remove_folder, say, sha256_of_file, sha256_of_text
+from kilopix.runtime import is_whole, remove_folder, report_left_out, say, sha256_of_file
 from kilopix.types import UserError
 
 REDONE: tuple[Fault, ...] = ("empty", "truncated", "loop", "refusal", "duplicate")
@@ -43,7 +55,6 @@ class Pictures:
 
     root: Path
     rows: list[Row]
-    fingerprint: str
     unused: list[Row] = field(default_factory=list)
     source: Source | None = None
 
@@ -60,25 +71,55 @@ def run(
     selection: Selection = EVERYTHING,
     overwrite: bool = False,
 ) -> Manifest:
-    """Caption the selected pictures of `images`; the same command again goes on, or says that it is done."""
+    """Caption the selected pictures of `images`; the same command again goes on, or says that it is done.
+
+    Of images that were captioned before in the same way, only those are captioned that are new or changed.
+    """
     pictures = read_pictures(images, selection)
     _check_rule(pictures, captioner, images)
     scenes = _scenes(images, captioner)
-    job = _job(pictures, captioner, seed, cleaning)
-    if done := finished(out, job, overwrite):
-        say(f"{out}: already complete, {counted(len(done.rows), 'caption')}.")
-        return done
-    make = _maker(pictures, captioner, seed, cleaning, device, scenes)
-    rows = _make_all(make, out, job, workers, engine, overwrite)
+    contents = content_hashes(pictures.root, [row.path for row in pictures.rows])
+    pictures = replace(pictures, rows=with_what_made_it(pictures.rows, contents, captioner, scenes))
+    job = _job(digest_of(pictures.rows), captioner, seed, cleaning, selection)
+    before = earlier(out, job, "images", overwrite=overwrite)
+    if before and before.job == job:
+        if before.failed and not is_whole(failures_path(out)):
+            report_left_out([(row.path, row.error) for row in before.failed], failures_path(out))
+        say(f"{out}: already complete, {counted(len(before.rows), 'caption')}.")
+        return before
+    rows, earlier_rows = pictures.rows, before.rows if before else []
+    gone = _gone(rows, earlier_rows, images, out, overwrite)
+    kept = go_on(_parts_folder(out), job, rows, earlier_rows, out, overwrite)
+    make = _maker(replace(pictures, rows=kept.left(rows)), captioner, seed, cleaning, device, scenes)
+    new = iter(_make_parts(make, out, workers, engine))
+    rows = [
+        next(new) if known is None else keep_caption(row, known)
+        for row, known in zip(rows, kept.rows, strict=True)
+    ]
     write_manifest(out, pictures.root, rows + pictures.unused, job)
     _clean_up(out)
     made = read_manifest(out)
     several = sum(bool(row.more) for row in made.rows)
     more = f"; images with several captions: {several}" if several else ""
+    if before or kept.count:
+        dropped = f", {gone} dropped, since their images are gone" if gone else ""
+        more += f"; {kept.count} kept, {len(made.rows) - kept.count} new{dropped}"
     seen = pictures.source.seen if pictures.source else len(pictures.rows)
     told = f"{counted(len(made.rows), 'image')} with captions by {_name(captioner)}"
     say(f"{out}: {told}, of {seen} images and other files that were seen{more}.")
     return made
+
+
+def _gone(rows: list[Row], before: list[Row], images: Path, out: Path, overwrite: bool) -> int:
+    """Of how many captions the image is gone; where most are gone or changed, it is another folder."""
+    kept = Kept.of(rows, before)
+    if kept.lost > kept.count and not overwrite:
+        raise UserError(
+            f"{out}: has {len(before)} captions, and {kept.lost} are of images that are no longer in "
+            f"{images}, or others there. Is it the folder that is meant? Choose another place for its "
+            "captions, or replace them with --overwrite."
+        )
+    return kept.gone
 
 
 def _check_rule(pictures: Pictures, captioner: Rule | CaptionerConfig, images: Path) -> None:
@@ -120,7 +161,7 @@ def redo(
         raise UserError(f"--redo: {captioner} would write the same captions again; use a model or a server.")
     warm = captioner.model_copy(update={"temperature": captioner.temperature or REDO_TEMPERATURE})
     source = read_manifest(manifest)
-    job = _job(Pictures(source.root, [], sha256_of_file(manifest)), warm, seed, cleaning)
+    job = _job(sha256_of_file(manifest), warm, seed, cleaning)
     job |= {"redo": list(faults)}
     if done := finished(out, job, overwrite):
         say(f"{out}: already complete, {counted(len(done.rows), 'caption')}.")
@@ -130,8 +171,9 @@ def redo(
     todo += _split_failed(source)[0]
     made: dict[str, Row] = {}
     if todo:
-        make = _maker(Pictures(source.root, todo, job["images"]), warm, seed, cleaning, device, None)
-        made = {row.path: row for row in _make_all(make, out, job, None, overwrite=overwrite)}
+        make = _maker(Pictures(source.root, todo), warm, seed, cleaning, device, None)
+        open_job(_parts_folder(out), PARTS, job, overwrite, shown=out)
+        made = {row.path: row for row in _make_parts(make, out, None)}
     rows = [replace(made.get(row.path, row), more=row.more) for row in source.rows]
     after = _counted(
         [row if row.error == "" else old for row, old in zip(rows, source.rows, strict=True)], faults
@@ -153,13 +195,13 @@ def redo(
 
 
 def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
-    """The pictures of a source or of a manifest, with a fingerprint that changes when they do."""
+    """The pictures of a source or of a manifest."""
     if is_manifest(images):
         if selection:
             raise UserError(f"{images}: a manifest has no columns to select by; give the source it is of.")
         manifest = read_manifest(images)
         again, broken = _split_failed(manifest)
-        return Pictures(manifest.root, manifest.rows + again, sha256_of_file(images), broken)
+        return Pictures(manifest.root, manifest.rows + again, broken)
     source = list_source(images, selection)
     if source.tally:
         say(f"{images}: {source.tally}.")
@@ -174,7 +216,7 @@ def read_pictures(images: Path, selection: Selection = EVERYTHING) -> Pictures:
         for item in source.items
     ]
     unused = [Row(printable(path), "", error=why) for path, why in source.unused]
-    return Pictures(source.root, rows, source.fingerprint(), unused, source)
+    return Pictures(source.root, rows, unused, source)
 
 
 def _split_failed(manifest: Manifest) -> tuple[list[Row], list[Row]]:
@@ -192,9 +234,15 @@ def _counted(rows: list[Row], faults: tuple[Fault, ...]) -> dict[int, int]:
 
 
 def _job(
-    pictures: Pictures, captioner: Rule | CaptionerConfig, seed: int, cleaning: Cleaning
+    images: str,
+    captioner: Rule | CaptionerConfig,
+    seed: int,
+    cleaning: Cleaning,
+    selection: Selection = EVERYTHING,
 ) -> dict[str, Any]:
-    job: dict[str, Any] = {"stage": "caption", "seed": seed, "images": sha256_of_text(pictures.fingerprint)}
+    job: dict[str, Any] = {"stage": "caption", "seed": seed, "images": images}
+    if selection:
+        job["selection"] = repr(selection)
     if isinstance(captioner, str):
         return job | {"captioner": captioner}
     return job | {"captioner": captioner.model_dump(exclude=ONLY_SPEED), "cleaning": cleaning}
@@ -229,16 +277,10 @@ def _maker(
     return ModelPart(pictures.root, pictures.rows, captioner, cleaning, seed, device, ROWS_PER_PART_OF_MODEL)
 
 
-def _make_all(
-    make: RulePart | ModelPart,
-    out: Path,
-    job: dict[str, Any],
-    workers: int | None,
-    engine: Engine = "local",
-    overwrite: bool = False,
+def _make_parts(
+    make: RulePart | ModelPart, out: Path, workers: int | None, engine: Engine = "local"
 ) -> list[Row]:
     """All rows, part by part; a model is loaded once by every worker, which is this process by itself."""
-    open_job(_parts_folder(out), PARTS, job, overwrite, shown=out)
     parts = Parts(_parts_folder(out), -(-len(make.rows) // make.rows_per_part))
     is_model = isinstance(make, ModelPart)
     # A server has one caller, which keeps it busy; a model has a worker for every GPU that is asked for.

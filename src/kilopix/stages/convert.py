@@ -14,7 +14,7 @@ from torch import Tensor
 from kilopix.jobs import check_weights
 from kilopix.pretrained.aesthetic import aesthetic_layers
 from kilopix.pretrained.inception import PUBLISHED, check_inception
-from kilopix.runtime import atomic_path, cache_folder, say, sha256_of_file
+from kilopix.runtime import cache_folder, say, sha256_of_file, write_tensors
 from kilopix.types import UserError
 
 Kind = Literal["inception", "aesthetic"]
@@ -55,7 +55,4 @@ def _read(source: Path) -> dict[str, Tensor]:
 
 
 def _write(tensors: dict[str, Tensor], out: Path, sha256: str) -> None:
-    from safetensors.torch import save_file
-
-    with atomic_path(out) as temporary:
-        save_file(tensors, temporary, {"format": "pt", "source_sha256": sha256})
+    write_tensors(out, tensors, {"format": "pt", "source_sha256": sha256})

@@ -138,7 +138,7 @@ def _answers(
         "vqa": vqa.model_dump(mode="json"),
     }
     path = out / ANSWERS
-    if done := finished_lines(path, job, overwrite):
+    if done := finished_lines(path, job, len(pictures), overwrite):
         say(f"{path}: already complete, {counted(len(done[1]), 'picture')}.")
         return done
     # A server is asked many things at once by one process.

@@ -2,13 +2,14 @@
 
 In: a manifest, that of its augmented pictures (or none, if they are made while encoding), and a recipe's
 encoders. Out: Arrow shards that explain themselves. A patch codec is fitted on the pictures first, and kept
-beside the shards.
+beside the shards. Of a manifest that has changed since, only what is new is encoded.
 """
 
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, read_manifest
 from kilopix.data.part_facts import EMPTY_TEXT, ShardParts, gather
 from kilopix.data.parts import make_parts
+from kilopix.data.reused import ASIDE, WORK, earlier_job, put_aside
 from kilopix.data.rows import write_rows
 from kilopix.data.shards import (
     CODEC,
@@ -26,9 +28,10 @@ from kilopix.data.shards import (
     read_index,
     write_index,
 )
+from kilopix.data.verify import lost_files
 from kilopix.encoding import EncodePart, to_images
 from kilopix.english import counted
-from kilopix.jobs import Folder, open_job, state_of
+from kilopix.jobs import JOB, Folder, open_job
 from kilopix.pretrained.autoencoder import (
     load_autoencoder,
 )
@@ -37,7 +40,9 @@ from kilopix.progress import working
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
     atomic_path,
+    name_some,
     pick_device,
+    read_json,
     remove_folder,
     report_left_out,
     say,
@@ -46,12 +51,12 @@ from kilopix.runtime import (
 )
 from kilopix.types import UserError
 
-if TYPE_CHECKING:
-    pass
-
 ROWS_PER_PART = 1024
 FAILURES = "failures.jsonl"
-FOLDER = Folder(("plain-*.arrow", "augmented-*.arrow"), (INDEX, CODEC, EMPTY_TEXT, FAILURES, "work/*"))
+FOLDER = Folder(
+    ("plain-*.arrow", "augmented-*.arrow", f"{WORK}/{ASIDE}/*"),
+    (INDEX, CODEC, EMPTY_TEXT, FAILURES, f"{WORK}/*"),
+)
 FIT_IMAGES = 2000
 PSNR_IMAGES = 200
 RELEASE_SIDE = 256
@@ -101,18 +106,37 @@ def run(
     if codec is not None:
         codec = _given_codec(codec, recipe)
         job["codec"] = sha256_of_file(codec)
-    if state_of(out, FOLDER, job, overwrite) == "same" and (out / INDEX).exists():
+    if (out / INDEX).exists() and read_json(out / JOB) == job:
         index = read_index(out)
-        say(f"{out}: already complete, {counted(index.plain, 'picture')} and {index.augmented:,} augmented.")
-        return index
-    pictures = _pictures(plain, manifest, augmented, online, recipe, out, job, overwrite)
+        lost = lost_files(out, index)
+        if not lost:
+            say(
+                f"{out}: already complete, {counted(index.plain, 'picture')} and {index.augmented:,} augmented."
+            )
+            return index
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+        for name in (INDEX, *lost):
+            (out / name).unlink(missing_ok=True)
+    before = None
+    if not stored and not FOLDER.unfinished(out):
+        before = earlier_job(out, job, plain.rows, overwrite)
+    pictures = _pictures(plain, manifest, augmented, online, recipe, out, None if before else job, overwrite)
+    parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
+    make = EncodePart(pictures, parts, recipe, out, device, stored)
+    if before:
+        same = put_aside(out, job, parts, make.rows)
+        say(
+            f"{out}: images or captions have changed since. {same} of {parts.count} parts stay, and of the "
+            "others only the rows that are new or changed are encoded. Runs that were begun on these shards "
+            "do not go on; begin new ones, from their weights with --start-from if you like."
+            + (" The codec stays as it was fitted." if (out / CODEC).exists() else "")
+        )
     device = device if engine == "ray" else pick_device(device)
     if codec is not None and not (out / CODEC).exists():
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(codec, temporary)
     psnr = _fit_codec(pictures["plain"], out, recipe)
-    parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
-    make = EncodePart(pictures, parts, recipe, out, device, stored)
+    make = replace(make, device=device)
     total = sum(len(p) for p in pictures.values())
     if workers is None and engine == "local" and device != "cpu":
         workers = torch.cuda.device_count() if device == "cuda" else 1
@@ -121,7 +145,7 @@ def run(
     if not index.plain:
         raise UserError(f"{manifest}: none of its pictures could be read below {plain.root}.")
     write_index(out, index)
-    remove_folder(out / "work")
+    remove_folder(out / WORK)
     note = f", PSNR of the codec {psnr:.1f} dB" if psnr else ""
     say(f"{out}: {counted(index.plain, 'picture')} and {index.augmented:,} augmented{note}.")
     report_left_out(left_out, out / FAILURES)
@@ -135,10 +159,10 @@ def _pictures(
     online: bool,
     recipe: Recipe,
     out: Path,
-    job: dict[str, Any],
+    job: dict[str, Any] | None,
     overwrite: bool,
 ) -> dict[str, Pictures]:
-    """What is to be encoded, by kind; the folder is opened when all is checked."""
+    """What is to be encoded, by kind; the folder is opened for a new job when all is checked."""
     size, augment = recipe.data.image_size, recipe.data.augment
     other = read_manifest(augmented) if augmented is not None else None
     known = {row.path for row in plain.rows}
@@ -146,12 +170,13 @@ def _pictures(
         raise UserError(f"{augmented}: none of its pictures is made from one of the plain manifest.")
     if online and augment.kind == "cutmix" and len({row.class_name for row in plain.rows}) < 2:
         raise UserError(f"{path}: CutMix pastes a picture of another class, and there is only one class.")
-    open_job(out, FOLDER, job, overwrite)
+    if job is not None:
+        open_job(out, FOLDER, job, overwrite)
     with working("write the list of images"):
-        rows = write_rows(plain, out / "work" / "plain.arrow")
+        rows = write_rows(plain, out / WORK / "plain.arrow")
     pictures = {"plain": Pictures(rows, size)}
     if other is not None:
-        pictures["augmented"] = Pictures(write_rows(other, out / "work" / "augmented.arrow"), size)
+        pictures["augmented"] = Pictures(write_rows(other, out / WORK / "augmented.arrow"), size)
     if online:
         augmenter = Augmenter(rows, augment.kind, augment.setting, size, recipe.seed)
         pictures["augmented"] = Pictures(rows, size, augmenter)
@@ -213,6 +238,13 @@ def _index(
     gathered = gather([parts.path(i) for i in range(parts.count)], out)
     files = gathered.files | {n: sha256_of_file(out / n) for n in (CODEC, EMPTY_TEXT) if (out / n).exists()}
     facts = gathered.facts
+    if (out / CODEC).exists():
+        codec = load_autoencoder(recipe.autoencoder, out, "cpu").fingerprint
+        if codec != facts.autoencoder_fingerprint:
+            raise UserError(
+                f"{out / CODEC}: is {codec}, but the parts were made with {facts.autoencoder_fingerprint}: "
+                "the images that it is fitted on have changed. Delete the folder, and encode anew."
+            )
     index = ShardIndex(
         image_size=recipe.data.image_size,
         latent_shape=facts.latent_shape,

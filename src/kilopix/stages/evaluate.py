@@ -33,7 +33,15 @@ from kilopix.pretrained.judge import load_judge
 from kilopix.pretrained.vision import load_efficientnet_lite0
 from kilopix.progress import Progress, working
 from kilopix.recipe import Recipe
-from kilopix.runtime import atomic_path, report_left_out, say, sha256_of_file, sha256_of_text
+from kilopix.runtime import (
+    atomic_path,
+    is_whole,
+    name_some,
+    report_left_out,
+    say,
+    sha256_of_file,
+    sha256_of_text,
+)
 from kilopix.types import Detection, UserError
 
 CARD = "card.json"
@@ -91,16 +99,20 @@ def run(
         "images_per_prompt": recipe.evaluation.images_per_prompt,
     }
     open_job(out, FOLDER, protocol, overwrite)
-    if (out / CARD).exists():
-        card = read_card(out / CARD)
-        say(f"{out / CARD}: already complete.")
-        return card
-    real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
-    report_left_out(left_out, out / FAILURES)
     repeats = recipe.evaluation.images_per_prompt
     asked = [prompt for prompt in prompts for _ in range(repeats)]
     judged_jobs = _jobs(out / "tasks", [text for text in texts for _ in range(repeats)], seed)
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
+    if (out / CARD).exists():
+        files = [*(job.file for job in judged_jobs + fidelity_jobs), out / JUDGED]
+        lost = [file.relative_to(out) for file in files if not is_whole(file)]
+        if not lost:
+            card = read_card(out / CARD)
+            say(f"{out / CARD}: already complete.")
+            return card
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+    real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
+    report_left_out(left_out, out / FAILURES)
     _make_pictures(generator, judged_jobs + fidelity_jobs, sampling, recipe.evaluation.batch_size)
     with working("looking for objects in the pictures"):
         detections = judge.detect(_read([job.file for job in judged_jobs]))
@@ -169,7 +181,7 @@ def _jobs(folder: Path, prompts: list[str], first_seed: int) -> list[Job]:
 
 
 def _make_pictures(generator: Generator, jobs: list[Job], sampling: SamplingConfig, size: int) -> None:
-    missing = [job for job in jobs if not job.file.exists()]
+    missing = [job for job in jobs if not is_whole(job.file)]
     with Progress("sample for scores", len(jobs), len(jobs) - len(missing)) as shown:
         generator.write([(job.file, job.prompt, job.seed) for job in missing], sampling, size, shown)
 

@@ -14,7 +14,7 @@ from kilopix.data.sources.listing import SAVED
 from kilopix.english import counted
 from kilopix.jobs import JOB, Folder, open_job
 from kilopix.progress import Progress, working
-from kilopix.runtime import atomic_path, read_json, say, write_json
+from kilopix.runtime import atomic_path, is_whole, name_some, read_json, say, write_json
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -42,10 +42,23 @@ def run(
     open_job(out, FOLDER, job, overwrite)
     if (out / DONE).exists():
         rows = read_json(out / DONE)["rows"]
-        say(f"{out}: already complete, {counted(rows, 'row')}.")
+        files = [_file(out, split, number) for number in range(-(-rows // ROWS_PER_FILE))]
+        lost = [number for number, file in enumerate(files) if not is_whole(file)]
+        if not lost:
+            say(f"{out}: already complete, {counted(rows, 'row')}.")
+            return rows
+        names = name_some(files[number].name for number in lost)
+        say(f"{out}: was complete, but these are missing or cut short, and fetched anew: {names}.")
+        stream, schema, image = _open_stream(name, split, config)
+        for number in lost:
+            start = number * ROWS_PER_FILE
+            some = islice(stream.skip(start), min(ROWS_PER_FILE, rows - start))
+            for table in _tables(some, schema, image):
+                _write(files[number], table)
+        say(f"{out}: {counted(rows, 'row')} of {name}.")
         return rows
     stream, schema, image = _open_stream(name, split, config)
-    files = list(takewhile(Path.exists, (_file(out, split, i) for i in count())))
+    files = list(takewhile(is_whole, (_file(out, split, i) for i in count())))
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     with Progress("fetch", limit, rows, "row") as shown:
         coming = iter(islice(stream.skip(rows), None if limit is None else max(0, limit - rows)))

@@ -134,7 +134,7 @@ def _detections(
         "floor": reading.floor,
     }
     path = out / DETECTIONS
-    if done := finished_lines(path, job, overwrite):
+    if done := finished_lines(path, job, len(files), overwrite):
         header, lines = done
         say(f"{path}: already complete, {counted(len(lines), 'picture')}; the rules are applied to it.")
         return header, [_read_objects(line) for line in lines]

@@ -37,7 +37,7 @@ def run(
         "prompts": sha256_of_text("\n".join(texts)),
         "instruction": sha256_of_text(INSTRUCTION),
     }
-    if done := finished_lines(out, job, overwrite, OUT):
+    if done := finished_lines(out, job, len(texts), overwrite, OUT):
         say(f"{out}: already complete, {counted(len(done[1]), 'prompt')}.")
         return lengthened_from_lines([done[0], *done[1]], str(out))
     folder = out.with_name(f".{out.stem}.parts")

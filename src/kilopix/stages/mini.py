@@ -14,7 +14,7 @@ from kilopix.data.engines import run_local
 from kilopix.english import counted
 from kilopix.jobs import Folder, clear, state_of
 from kilopix.progress import Progress
-from kilopix.runtime import atomic_path, read_json, say, write_json
+from kilopix.runtime import atomic_path, is_whole, name_some, read_json, say, write_json
 from kilopix.types import UserError
 
 RECORD = "mini.json"
@@ -86,11 +86,15 @@ def run(
         "val_per_class": val_per_class,
     }
     _check(arguments, workers)
-    if _claim(out, arguments, overwrite):
-        say(f"{out}: already complete.")
-        return
     splits = {"train": images_per_class, "val": val_per_class}
     pictures = {split: _pictures(split, count, classes) for split, count in splits.items()}
+    if _claim(out, arguments, overwrite):
+        files = [f"{p.split}/{p.file}" for split in splits for p in pictures[split]]
+        lost = [name for name in (*files, *(f"{s}/scenes.jsonl" for s in splits)) if not is_whole(out / name)]
+        if not lost:
+            say(f"{out}: already complete.")
+            return
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
     _draw_all(out, seed, size, [*pictures["train"], *pictures["val"]], workers or os.cpu_count() or 1)
     for split in splits:
         _write_scenes(out / split, seed, pictures[split])
@@ -143,7 +147,7 @@ def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers
         folder.mkdir(parents=True, exist_ok=True)
         for unfinished in folder.glob(".*.tmp"):  # left by a run that was cut off
             unfinished.unlink()
-    left = [picture for picture in pictures if not (out / picture.split / picture.file).exists()]
+    left = [picture for picture in pictures if not is_whole(out / picture.split / picture.file)]
     chunks = tuple(tuple(left[i : i + _CHUNK]) for i in range(0, len(left), _CHUNK))
     with Progress("draw", len(pictures), len(pictures) - len(left)) as shown:
         draw = _Draw(out, seed, size, chunks)

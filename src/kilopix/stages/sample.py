@@ -15,7 +15,7 @@ from kilopix.english import counted
 from kilopix.generator import Generator
 from kilopix.jobs import OPTION, Folder, clear, state_of
 from kilopix.progress import Progress
-from kilopix.runtime import read_json, say, write_json
+from kilopix.runtime import is_whole, name_some, read_json, say, write_json
 from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
@@ -82,8 +82,11 @@ def run(
     if state != "same":
         write_json(out / LIST, made)
     elif (out / GRID).exists():
-        say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
-        return files
+        lost = [file.name for file in (*files, out / GRID) if not is_whole(file)]
+        if not lost:
+            say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
+            return files
+        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
@@ -119,7 +122,7 @@ def _swept(job: _Job, sweep: Sweep, own: SamplingConfig) -> dict[str, Any]:
 def _make_missing(
     generator: Generator, jobs: list[_Job], files: list[Path], settings: list[SamplingConfig]
 ) -> None:
-    missing = [i for i, file in enumerate(files) if not file.exists()]
+    missing = [i for i, file in enumerate(files) if not is_whole(file)]
     with Progress("sample", len(files), len(files) - len(missing)) as shown:
         for sampling in settings:
             alike = [i for i in missing if jobs[i].sampling is sampling]

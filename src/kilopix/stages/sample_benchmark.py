@@ -19,7 +19,7 @@ from kilopix.evaluation.made import MADE, PLAIN, Made, write_made
 from kilopix.generator import Generator
 from kilopix.jobs import Folder, clear, state_of
 from kilopix.progress import Progress
-from kilopix.runtime import atomic_path, read_lines, say, sha256_of_text
+from kilopix.runtime import atomic_path, is_whole, read_lines, say, sha256_of_text
 from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]
@@ -72,7 +72,7 @@ def run(
     if benchmark == "geneval":
         _write_metadata(out)
     jobs = [(out / file, one.text, seed + i) for one in asked for i, file in enumerate(one.files)]
-    missing = [job for job in jobs if not job[0].exists()]
+    missing = [job for job in jobs if not is_whole(job[0])]
     with Progress("sample", len(jobs), len(jobs) - len(missing)) as shown:
         generator.write(missing, sampling, BATCH, shown)
     say(f"{out}: {counted(len(jobs), 'picture')} of {counted(len(asked), 'prompt')}, {style}.")

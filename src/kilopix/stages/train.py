@@ -27,7 +27,7 @@ from kilopix.jobs import Folder, State, clear, state_of
 from kilopix.network import build_network, training_flops_per_image
 from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
-from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
+from kilopix.runtime import atomic_path, is_whole, read_json, say, sha256_of_file, write_json
 from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_weights
 from kilopix.training.logs import LOG, cut_log
 from kilopix.training.parallel import Processes, join_processes
@@ -166,9 +166,13 @@ def _open_run(shards_folder: Path, out: Path, header: dict[str, Any], state: Sta
         clear(out, FOLDER)
     if state != "same":
         write_json(out / RECIPE, header)
-    if (shards_folder / CODEC).exists() and not (out / CODEC).exists():
+    codec, ours = shards_folder / CODEC, out / CODEC
+    if codec.exists() and not (ours.exists() and sha256_of_file(ours) == sha256_of_file(codec)):
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(shards_folder / CODEC, temporary)
+    if (out / MODEL).exists() and not is_whole(out / MODEL):
+        say(f"{out / MODEL}: is cut short, and made anew from the newest checkpoint.")
+        (out / MODEL).unlink()
     return (out / MODEL).exists()
 
 

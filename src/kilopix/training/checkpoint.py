@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, write_json
+from kilopix.runtime import read_json, say, sha256_of_file, sort_metadata, write_json, write_tensors
 from kilopix.training.parallel import Processes, full
 from kilopix.types import UserError
 
@@ -110,11 +110,9 @@ def whole_tensors(network: nn.Module, main: bool = True) -> dict[str, Tensor]:
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors with a header of JSON values, whole or not at all."""
     from safetensors import SafetensorError
-    from safetensors.torch import save_file
 
     try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, {k: json.dumps(v) for k, v in header.items()})
+        write_tensors(path, tensors, {k: json.dumps(v) for k, v in header.items()})
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"{path}: could not be written ({error}); what was there is kept. Make room, then go on."
@@ -160,7 +158,7 @@ def save_checkpoint(
             _write_shards(temporary, trained.tensors(), processes)
             header = {**header, "images_seen": progress.images_seen}
             save_weights(temporary / AVERAGE, trained.averages[0], header, processes.main)
-            names = [f"shard-{processes.rank + 1:05d}-*"] + ([AVERAGE] if processes.main else [])
+            names = [_files_of(processes)] + ([AVERAGE] if processes.main else [])
             hashes = {f.name: _synced_hash(f) for name in names for f in sorted(temporary.glob(name))}
         with _told_to_all(final, processes):
             files = {name: digest for mine in processes.gather(hashes) for name, digest in mine.items()}
@@ -210,6 +208,13 @@ def _write_shards(folder: Path, tensors: dict[str, Tensor], processes: Processes
     writer = HuggingFaceStorageWriter(str(folder), _into_files(tensors), save_distributed=True)
     with _quiet_alone():
         save(tensors, storage_writer=writer, no_dist=processes.count == 1)
+    for file in folder.glob(_files_of(processes)):
+        sort_metadata(file)
+
+
+def _files_of(processes: Processes) -> str:
+    """What the names of the files that this process writes look like."""
+    return f"shard-{processes.rank + 1:05d}-*"
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from kilopix.data.sources.containers import BrokenImage, read_bytes, reference, 
 from kilopix.data.sources.folders import class_folders
 from kilopix.data.sources.items import Source, SourceItem
 from kilopix.data.sources.listing import list_source
-from kilopix.data.sources.opening import decode, open_image, open_picture, square, window
+from kilopix.data.sources.opening import decode, open_image, open_picture, read_picture, square, window
 from kilopix.data.sources.selection import EVERYTHING, Selection
 from kilopix.data.sources.tars import ReleaseArrays, release_arrays
 
@@ -23,6 +23,7 @@ __all__ = [
     "open_image",
     "open_picture",
     "read_bytes",
+    "read_picture",
     "reference",
     "release_arrays",
     "split_reference",

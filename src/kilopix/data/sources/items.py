@@ -1,14 +1,12 @@
 """What a source is: a root, and below it the pictures in a fixed order, with what is known of each.
 
-In: files of a source. Out: `Source`, whose fingerprint changes when the pictures or their texts do.
+In: files of a source. Out: `Source`.
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kilopix.data.sources.classes import LabelNames, class_of_file
-from kilopix.data.sources.containers import split_reference
 from kilopix.data.sources.selection import Tally
 from kilopix.values import BadValue, label_of, texts_of
 
@@ -71,19 +69,3 @@ class Source:
         """How many pictures and other files were looked at: taken, not selected, and passed over."""
         tally = self.tally
         return len(self.items) + len(self.unused) + (tally.unwanted + tally.without if tally else 0)
-
-    def fingerprint(self) -> str:
-        """SHA-256 of every path, class, caption and file size, as hex."""
-        digest = hashlib.sha256(self.kind.encode())
-        sizes: dict[str, int] = {}
-        for item in self.items:
-            parts = split_reference(item.path)
-            file = parts[0] if parts else item.path
-            if file not in sizes:
-                sizes[file] = _size(self.root / file)
-            digest.update(repr((item, sizes[file])).encode())
-        return digest.hexdigest()
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else -1

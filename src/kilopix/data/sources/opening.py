@@ -51,10 +51,15 @@ def open_picture(root: Path, path: str, at_least: int | None = None) -> Image.Im
 
     The same as `decode` of its bytes; from any thread and process, in any order. Raises `BrokenImage`.
     """
+    return decode(read_picture(root, path), at_least)
+
+
+def read_picture(root: Path, path: str) -> bytes:
+    """The bytes that `open_picture` decodes; raises `BrokenImage`."""
     if path.startswith("/") or ".." in path.split("/"):
         raise BrokenImage("its path is not below the root")
     _refuse_raw(path)
-    return decode(read_bytes(root, path), at_least)
+    return read_bytes(root, path)
 
 
 def open_image(path: Path, at_least: int | None = None) -> Image.Image:
