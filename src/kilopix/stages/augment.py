@@ -77,9 +77,7 @@ def run(
         _check_mostly_there(source, done, job, out, overwrite)
         write_rows(source, augmenter.rows.file)
         kept = _drop_changed(done, augmenter, source.rows)
-        say(
-            f"{out}: images or captions have changed since; {kept} of {counted(len(done.rows), 'picture')} stay."
-        )
+        say(f"{out}: images or captions have changed; {kept} of {counted(len(done.rows), 'picture')} stay.")
         write_json(out / JOB, job)
     if done:
         (out / MANIFEST).unlink()

@@ -110,9 +110,8 @@ def run(
         index = read_index(out)
         lost = lost_files(out, index)
         if not lost:
-            say(
-                f"{out}: already complete, {counted(index.plain, 'picture')} and {index.augmented:,} augmented."
-            )
+            told = f"{counted(index.plain, 'picture')} and {index.augmented:,} augmented"
+            say(f"{out}: already complete, {told}.")
             return index
         say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
         for name in (INDEX, *lost):
