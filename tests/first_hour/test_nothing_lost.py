@@ -306,7 +306,7 @@ def test_a_second_interrupt_that_comes_soon_is_answered_and_a_late_one_stops(
         monkeypatch.setattr(stopping, "PATIENCE", 0.0)
         with pytest.raises(KeyboardInterrupt):
             interrupt_and_wait()
-    assert "stopping after this step, and saving" in said[0]
+    assert "Stopping after this step, and saving" in said[0]
     assert "nothing is lost" in said[1]
     assert "without saving; the same command goes on from the last checkpoint" in said[2]
     assert len(said) == 3
@@ -372,7 +372,7 @@ def test_ctrl_c_twice_in_a_terminal_loses_nothing_of_a_run(tiny_demo: Path, tmp_
     train = Terminal("train", tiny_demo / "shards", run, *long)
     train.read((run / "log.jsonl").exists)
     train.interrupt()
-    train.read(lambda: "stopping after this step" in train.printed)
+    train.read(lambda: "Stopping after this step" in train.printed)
     train.interrupt()
     assert train.code() in (0, 130), "the second may come when all is saved"
     assert "without saving;" not in train.printed

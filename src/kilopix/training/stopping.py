@@ -32,9 +32,9 @@ class Stop:
         self.asked = True
         if self.since is None:
             self.since = now
-            name = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
+            name = "" if number == signal.SIGINT else f" ({signal.Signals(number).name})"
             self._say(
-                f"{name}stopping after this step, and saving; the same command goes on from there. Another "
+                f"Stopping after this step{name}, and saving; the same command goes on from there. Another "
                 f"Ctrl-C, {PATIENCE:.0f} seconds from now or later, stops without saving."
             )
         elif number == signal.SIGINT and now - self.since < PATIENCE:
