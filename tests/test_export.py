@@ -183,7 +183,8 @@ def test_a_hub_folder_is_read_back(tiny_demo: Path, tmp_path: Path, cli: Cli):
     scores = tiny_demo / "scores"
     out = tmp_path / "out"
     export = ("export", tiny_demo / "run", out, "--scores", scores, "--prompt", FOX, "--steps", "3")
-    done = cli(*export, "--name", "someone/tiny", "--license", "apache-2.0", "--dataset", "someone/set")
+    about = ("--name", "someone/tiny", "--license", "apache-2.0", "--dataset", "someone/set")
+    done = cli(*export, *about)
     assert done.code == 0, done.err
     back = Generator.from_pretrained(out, "cpu")
     assert back.recipe.sampling.steps == 3
@@ -207,7 +208,8 @@ def test_a_hub_folder_is_read_back(tiny_demo: Path, tmp_path: Path, cli: Cli):
         assert words in card.text
     assert (out / "samples" / "00.png").is_file()
     assert (out / "model.safetensors").exists() is False
-    assert cli(*export).code == 0, "the same command writes the folder again"
+    assert "about.name: someone/tiny, here out" in cli(*export).err
+    assert cli(*export, *about).code == 0, "the same command writes the folder again"
     assert (out / "model.safetensors").exists()
 
 

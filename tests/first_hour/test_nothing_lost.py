@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from threading import Thread
 
 import pytest
 
@@ -290,6 +289,10 @@ def test_a_second_interrupt_that_comes_soon_is_answered_and_a_late_one_stops(
             assert time.monotonic() < deadline
             time.sleep(0.01)
 
+    def interrupt_and_wait() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: False)
+
     said: list[str] = []
     monkeypatch.setattr(stopping, "say", said.append)
     with stopping.stop_on_signal() as stop:
@@ -301,12 +304,9 @@ def test_a_second_interrupt_that_comes_soon_is_answered_and_a_late_one_stops(
         until(lambda: len(said) == 2)
         os.kill(os.getpid(), signal.SIGTERM)  # which is no impatience
         monkeypatch.setattr(stopping, "PATIENCE", 0.0)
-        interrupt = Thread(target=os.kill, args=(os.getpid(), signal.SIGINT))
-        interrupt.start()
         with pytest.raises(KeyboardInterrupt):
-            until(lambda: False)
-        interrupt.join()
-    assert "stopping after this step, and saving" in said[0]
+            interrupt_and_wait()
+    assert "Stopping after this step, and saving" in said[0]
     assert "nothing is lost" in said[1]
     assert "without saving; the same command goes on from the last checkpoint" in said[2]
     assert len(said) == 3
@@ -372,7 +372,7 @@ def test_ctrl_c_twice_in_a_terminal_loses_nothing_of_a_run(tiny_demo: Path, tmp_
     train = Terminal("train", tiny_demo / "shards", run, *long)
     train.read((run / "log.jsonl").exists)
     train.interrupt()
-    train.read(lambda: "stopping after this step" in train.printed)
+    train.read(lambda: "Stopping after this step" in train.printed)
     train.interrupt()
     assert train.code() in (0, 130), "the second may come when all is saved"
     assert "without saving;" not in train.printed
@@ -384,7 +384,7 @@ def test_ctrl_c_twice_in_a_terminal_loses_nothing_of_a_run(tiny_demo: Path, tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_long_command_that_is_stopped_says_that_it_is_gone_on_with(tmp_path: Path, number: signal.Signals):
-    drawing = Terminal("mini", tmp_path / "world", "--images-per-class", 5000, "--workers", 2)
+    drawing = Terminal("mini", tmp_path / "world", "--images-per-class", 500, "--workers", 2)
     drawing.read(lambda: any((tmp_path / "world").rglob("*.jpg")))
     if number == signal.SIGINT:
         drawing.interrupt()

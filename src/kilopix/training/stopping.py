@@ -32,9 +32,9 @@ class Stop:
         self.asked = True
         if self.since is None:
             self.since = now
-            name = "" if number == signal.SIGINT else f"{signal.Signals(number).name}: "
+            name = "" if number == signal.SIGINT else f" ({signal.Signals(number).name})"
             self._say(
-                f"{name}stopping after this step, and saving; the same command goes on from there. Another "
+                f"Stopping after this step{name}, and saving; the same command goes on from there. Another "
                 f"Ctrl-C, {PATIENCE:.0f} seconds from now or later, stops without saving."
             )
         elif number == signal.SIGINT and now - self.since < PATIENCE:
@@ -60,14 +60,19 @@ def stop_on_signal(quiet: bool = False) -> Iterator[Stop]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         stop.asked = True
         if stop.at_once and number == signal.SIGINT:
+            stop.at_once = False  # raised once, or the second would break off what the first tidies up
             raise KeyboardInterrupt
 
     def listen() -> None:
+        own = 0
         while numbers := os.read(heard, 1):
-            if numbers[0] and not stop.at_once:
-                stop.hear(numbers[0], time.monotonic())
-                if stop.at_once:
-                    _thread.interrupt_main(signal.SIGINT)
+            if own and numbers[0] == signal.SIGINT:
+                own -= 1  # the one from below, which is told here too
+                continue
+            stop.hear(numbers[0], time.monotonic())
+            if stop.at_once:
+                own += 1
+                _thread.interrupt_main(signal.SIGINT)
 
     heard, told = os.pipe()
     os.set_blocking(told, False)
