@@ -35,7 +35,7 @@ _FLOPS, _FORWARD = 90e9, 3.0
 """FLOP/s that training reaches on two CPU cores that do nothing else, and what a step of it costs over one
 pass forward (measured with the recipe `mini`)."""
 _DRAWN, _ENCODED, _INSTALLED = 0.003, 0.014, 0.25
-"""Seconds there of a picture drawn, captioned or pasted, of one encoded, and of one by the installed model."""
+"""Seconds there of a picture drawn, captioned or pasted, of one encoded, of one by the installed model."""
 _START = 2.0
 """Seconds in which a stage begins."""
 BACKGROUNDS = (None, "pale blue", None, "dark green", None, "beige")
