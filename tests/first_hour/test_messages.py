@@ -90,7 +90,7 @@ def test_a_folder_where_a_manifest_belongs_is_said_to_be_one(cli: Cli, tmp_path:
         ("model.imge_size=3", "unknown key 'model.imge_size'; did you mean 'data.image_size'?"),
         ("training.batch=3", "did you mean 'batch_size'?"),
         ("model.widht=3", "did you mean 'width'?"),
-        ("trainng.images=3", "unknown key 'trainng'; did you mean 'training'?"),
+        ("trraining.images=3", "unknown key 'trraining'; did you mean 'training'?"),
         ("data.heads=3", "did you mean 'model.heads'?"),
         ("sampling.half_life_images=3", "did you mean 'training.average.half_life_images'?"),
         ("model.zzz=3", "known keys are"),

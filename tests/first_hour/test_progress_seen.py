@@ -1,6 +1,7 @@
 """What one sees of long work: in a terminal of any width, and in a pipe or a log file."""
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -159,8 +160,11 @@ def test_a_line_comes_though_nothing_is_finished(
     monkeypatch.setattr(progress, "now", Time(each_look=2.0))
     with working("fit the codec"):
         found = ""
-        while found.count("\n") < 3:
+        for _ in range(2000):
+            threading.Event().wait(0.01)
             found += capsys.readouterr().out
+            if found.count("\n") >= 3:
+                break
     assert re.match(r"fit the codec: 0:\d\d so far\n", found)
 
 
