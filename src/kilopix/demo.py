@@ -93,7 +93,7 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = ()) -> Path | No
     report.run(
         out / "run",
         page,
-        out / "scores",
+        [out / "scores"],
         out / "pictures",
         augmented,
         out / "times.json",

@@ -35,7 +35,12 @@ for commands in (data, training, use, evaluation):
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
     out: Annotated[Path, typer.Argument(help="HTML file to write.")] = Path("report.html"),
-    scores: Annotated[Path | None, typer.Option(help="Folder that `kilopix evaluate` wrote.")] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder that evaluate, fidelity, geneval or dpg wrote; may be given several times."
+        ),
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder that `kilopix sample` wrote.")] = None,
     augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
     times: Annotated[Path | None, typer.Option(help="JSON file with the seconds of each stage.")] = None,
@@ -46,7 +51,7 @@ def report(
     """Put pictures, training curve, scores and recipe of a run on one HTML page."""
     from kilopix.stages.report import run
 
-    run(run_folder, out, scores, samples, augmented, times, beside)
+    run(run_folder, out, scores or [], samples, augmented, times, beside)
 
 
 @app.command(epilog=example("kilopix demo demo"))

@@ -7,7 +7,7 @@ each if there. Out: one HTML file that needs no other file and no network.
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -20,9 +20,10 @@ from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.errors import UserError
-from kilopix.evaluation.protocol import Card, read_card
 from kilopix.runtime import atomic_path, read_json, read_lines, say
+from kilopix.scores_shown import read_scores
 
+JUDGED = "judged.jsonl"
 PER_TASK = 6
 SHEETS, SHEET_WIDTH = 6, 720
 
@@ -39,7 +40,7 @@ class Figure:
 def run(
     run_folder: Path,
     out: Path,
-    scores: Path | None = None,
+    scores: Sequence[Path] = (),
     samples: Path | None = None,
     augmented: Path | None = None,
     times: Path | None = None,
@@ -59,9 +60,8 @@ def run(
         groups=_sample_groups(samples) if samples else {},
         others=_sample_groups(beside) if beside else {},
         other_name=_model_name(beside) if beside else "",
-        card=read_card(scores / "card.json") if scores else None,
-        bars=_bars(read_card(scores / "card.json")) if scores else [],
-        tasks=_judged(scores) if scores else {},
+        scores=read_scores(scores),
+        tasks=_judged(scores),
         pastes=_pastes(augmented) if augmented else [],
         times=_times(times) if times else [],
     )
@@ -145,15 +145,15 @@ def _model_name(folder: Path) -> str:
     return weights.parent.name if weights.stem == "model" else weights.stem
 
 
-def _judged(folder: Path) -> dict[str, list[Figure]]:
-    """Pictures of every task, some right and some wrong where there are both, with what was found in them."""
-    lines = read_lines(folder / "judged.jsonl")
+def _judged(folders: Sequence[Path]) -> dict[str, list[Figure]]:
+    """Images of every task, some right and some wrong where there are both, with what was found in them."""
+    judged = next((folder for folder in folders if (folder / JUDGED).is_file()), None)
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        tasks.setdefault(line["tag"], []).append(line)
+    for line in read_lines(judged / JUDGED) if judged else []:
+        tasks.setdefault(line["tag"], []).append(line | {"folder": judged})
     return {
         tag.replace("_", " "): [
-            Figure(_uri(_open(folder / "tasks" / Path(line["file"]).name)), _found(line), line["correct"])
+            Figure(_uri(_open(line["folder"] / line["file"])), _found(line), line["correct"])
             for line in _some_of_both(members)
         ]
         for tag, members in tasks.items()
@@ -199,27 +199,6 @@ def _pastes(manifest_path: Path) -> list[Figure]:
         Figure(_uri(_picture(manifest, row), 160), f"{row.setting or 'crop'}: {row.caption}")
         for row in chosen
     ]
-
-
-def _bars(card: Card) -> list[dict[str, Any]]:
-    """The scores, with the places of value and interval in percent of the bar's width where they have one."""
-    rows = []
-    for score in card.scores:
-        share = not score.unit
-        low = score.value if score.low is None else score.low
-        high = score.value if score.high is None else score.high
-        number = (lambda v: f"{v:.1%}") if share else (lambda v: f"{v:.4f}")
-        rows.append(
-            {
-                "name": score.name,
-                "value": number(score.value),
-                "interval": f"{number(low)} to {number(high)}",
-                "n": score.n,
-                "bar": (100 * score.value, 100 * low, 100 * (high - low)) if share else None,
-                "unit": score.unit,
-            }
-        )
-    return rows
 
 
 def _times(path: Path) -> list[tuple[str, str, float]]:
