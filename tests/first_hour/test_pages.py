@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from browser import find, needs_chromium, open_browser, open_tab, wait_until
+from browser import DESK, PHONE, find, needs_chromium, open_browser, open_tab, scroll_width, wait_until
+from kilopix.stages import compare, inspect
+from kilopix.stages import report as report_stage
 from kilopix.web import training_tab
 from live_server import hold, live_server
 
@@ -86,3 +88,65 @@ def test_the_data_tab_is_empty_until_its_first_picture_is_decoded(tiny_demo: Pat
         finally:
             go.set()
         wait_until(desk, lambda b: width_of(b, "#kp-data .kp-noise img") > 50, "no picture")
+
+
+@pytest.fixture(scope="module")
+def report(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with every section, of long prompts and of names that do not break."""
+    from test_scores_shown import SCORES, card_folder
+
+    folder = tmp_path_factory.mktemp("pages")
+    scores = [card_folder(folder / f"{name or 'tasks'}-{'x' * 40}", name) for name in list(SCORES)[1:]]
+    demo = tiny_demo
+    report_stage.run(
+        demo / "run",
+        folder / "report.html",
+        [demo / "scores", *scores],
+        demo / "pictures",
+        demo / "augmented" / "manifest.parquet",
+        demo / "times.json",
+        demo / "pictures_of_mini",
+    )
+    compare.run([scores[0], card_folder(folder / "other", "fidelity")], folder)
+    inspect.run(demo / "shards", folder / "inspect.html", count=4, device="cpu")
+    return folder
+
+
+@pytest.mark.parametrize("page", ["report.html", "compare.html", "inspect.html"])
+def test_no_file_is_wider_than_a_phone(report: Path, page: str):
+    browser = open_browser(phone=True)
+    try:
+        browser.get((report / page).as_uri())
+        browser.execute_script("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+        assert scroll_width(browser) <= PHONE["width"]
+    finally:
+        browser.quit()
+
+
+def test_four_images_of_a_report_are_seen_at_once_in_hard_pixels(report: Path, desk: Any):
+    desk.get((report / "report.html").as_uri())
+    assert scroll_width(desk) <= DESK["width"]
+    script = """return [...document.querySelectorAll('.four img')].slice(0, 4).map((one) =>
+        [one.getBoundingClientRect().bottom, getComputedStyle(one).imageRendering, one.naturalWidth])"""
+    for bottom, rendering, width in desk.execute_script(script):
+        assert bottom <= DESK["height"]
+        assert (rendering, width) == ("pixelated", 32)
+    said = desk.find_element("css selector", "section .note").text
+    assert "The small row: mini, the model that is installed with kilopix, which trained for four" in said
+    assert len(desk.find_elements("css selector", ".wide img")) == 8, (
+        "no section is left three quarters empty"
+    )
+
+
+def test_four_images_that_were_asked_for_are_seen_at_once(tiny_demo: Path, desk: Any):
+    with live_server([tiny_demo / "run"]) as server:
+        desk.get(server.url)
+        find(desk, "#kp-prompt textarea").send_keys("a photo of a red car")
+        find(desk, "#kp-go").click()
+        find(desk, "#kp-result a[download]")
+        script = """return [...document.querySelectorAll('#kp-result figure img')].map((one) =>
+            [one.getBoundingClientRect().bottom, getComputedStyle(one).imageRendering])"""
+        shown = desk.execute_script(script)
+    assert len(shown) == 4
+    assert max(bottom for bottom, _ in shown) <= DESK["height"]
+    assert {rendering for _, rendering in shown} == {"pixelated"}

@@ -117,9 +117,7 @@ def test_compare_says_of_whom_a_distance_is_by_few_images(tmp_path: Path, cli: C
     assert "FID (inception) of b: by 12 images and 2,048 features" in text
 
 
-def test_names_in_a_comparison_are_never_empty(
-    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-):
+def test_names_in_a_comparison_are_never_empty(tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch):
     here, other = card_folder(tmp_path / "here", "GenEval", checkpoint=""), tmp_path / "other"
     card_folder(other, "GenEval")
     monkeypatch.chdir(here)
@@ -134,13 +132,15 @@ def test_names_in_a_comparison_are_never_empty(
 
 def test_augmented_images_of_one_setting_fill_their_section(tmp_path: Path, cli: Cli):
     world = tmp_path / "world"
-    size = ["data.image_size=32"]
-    assert cli("mini", "world", world, "--classes", 2, "--images-per-class", 6, "--val-per-class", 1).code == 0
+    assert (
+        cli("mini", world, "--size", 32, "--classes", 2, "--images-per-class", 6, "--val-per-class", 1).code
+        == 0
+    )
     assert cli("caption", world / "train", tmp_path / "captions.parquet").code == 0
     command = ["augment", tmp_path / "captions.parquet", tmp_path / "augmented", "--size", 32]
     done = cli(*command, "--setting", "1/4")
-    assert done.code == 0, (done.err, size)
-    shown = _pastes(tmp_path / "augmented" / "augmented.parquet")
+    assert done.code == 0, done.err
+    shown = _pastes(tmp_path / "augmented" / "manifest.parquet")
     assert len(shown) == 8
     assert len({figure.uri for figure in shown}) == 8
     assert all(figure.small for figure in shown), "small images are enlarged in hard pixels"
