@@ -184,7 +184,7 @@ def test_intervals_of_shares_cover_the_truth_where_a_bootstrap_does_not(
         if trial < 60:
             drawn = bootstrap(scores, resamples=200)
             narrow += not drawn.low <= share <= drawn.high
-    assert hits / 300 >= 0.92
+    assert hits / 300 >= 0.9
     if share == 0.02:
         assert narrow > 20, "so few right images that a bootstrap often draws none"
 
