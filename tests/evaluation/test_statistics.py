@@ -126,7 +126,7 @@ def test_wilsons_interval():
 def test_nothing_right_of_32_is_not_surely_nothing():
     none = interval(observe([0.0] * 32, range(32), most=1.0))
     assert (none.value, none.low) == (0, 0)
-    assert none.high == pytest.approx(wilson_interval(0, 32).high) == pytest.approx(0.107, abs=1e-3)
+    assert none.high == pytest.approx(wilson_interval(0.0, 32).high) == pytest.approx(0.107, abs=1e-3)
     every = interval(observe([100.0] * 32, range(32), most=100.0))
     assert (every.value, every.high) == (100, 100)
     assert every.low == pytest.approx(89.3, abs=0.1)

@@ -209,7 +209,7 @@ def percentile_interval(value: float, draws: Float64[np.ndarray, " r"], level: f
     return Interval(value, float(low), float(high))
 
 
-def wilson_interval(share: float, n: float) -> Interval:
+def wilson_interval(share: float, n: int | float) -> Interval:
     """The 95% interval of a share of `n` independent trials (Wilson 1927)."""
     z = 1.96
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)

@@ -153,11 +153,12 @@ def _network_of(name: str) -> str:
 
 def _fidelity(work: Work, name: str) -> tuple[list[Score], Evaluator]:
     """Distances and shares by the features of one network."""
-    fingerprint = load_network(name, work.config.weights, work.device).fingerprint
+    network = load_network(name, work.config.weights, work.device)
+    fingerprint = network.fingerprint
     values = _remember(work.out / "scores" / f"{name}.json", fingerprint, partial(_compare, work, name))
     n = len(work.images.set.files)
     real = n if work.reference is None else len(work.reference.set.files)
-    caution = few_images(min(n, real), work.features(name).width)
+    caution = few_images(min(n, real), network.width)
     scores = [
         Score(
             name=f"{metric} ({name})",

@@ -21,8 +21,8 @@ from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.errors import UserError
-from kilopix.model_files import SHIPPED_MODEL, SHIPPED_TRAINING
-from kilopix.runtime import atomic_path, read_json, read_lines, say
+from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
+from kilopix.runtime import atomic_path, read_json, read_lines, say, sha256_of_file
 from kilopix.scores_shown import read_scores
 
 JUDGED = "judged.jsonl"
@@ -156,10 +156,10 @@ def _model_name(folder: Path) -> str:
 
 def _model_told(folder: Path) -> str:
     """What made the samples of a folder, and how long it was trained, as far as that is known."""
-    name, weights = _model_name(folder), Path(read_json(folder / "samples.json")["weights"])
-    if weights.name == f"{SHIPPED_MODEL}.safetensors":
+    name, made = _model_name(folder), read_json(folder / "samples.json")
+    if made["weights_sha256"] == sha256_of_file(SHIPPED / f"{SHIPPED_MODEL}.safetensors"):
         return f"{name}, the model that is installed with kilopix, which trained for {SHIPPED_TRAINING}"
-    log = read_log(weights.parent / "log.jsonl")
+    log = read_log(Path(made["weights"]).parent / "log.jsonl")
     if not log:
         return name
     return f"{name}, which trained on {log[-1]['images']:,} images for {_clock(log[-1]['seconds'])}"
@@ -227,4 +227,6 @@ def _times(path: Path) -> list[tuple[str, str, float]]:
 
 
 def _clock(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"
