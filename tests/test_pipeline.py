@@ -78,7 +78,7 @@ def test_the_report_is_one_page_with_all_parts(tiny_demo: Path):
         assert part in page
     for setting in ("1/2", "1/4", "1/9", "1/16"):
         assert f"{setting}:" in page
-    assert "Below: mini" in page
+    assert "The small row: mini, the model that is installed" in page
     assert page.count('alt="mini: a photo of') == 4 * 4
 
 

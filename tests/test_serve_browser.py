@@ -2,8 +2,7 @@
 
 import base64
 import io
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from browser import PHONE, find, needs_chromium, open_browser, open_tab, scroll_width, wait_until
 from kilopix.generator import Generator
 from kilopix.web.requests import Limits, Order
 from live_server import Live, hold, live_server, lively_run
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="Chromium and chromedriver are not on this machine"
-)
-WAIT = 60
+pytestmark = needs_chromium
 TABS = {
     "Make": "#kp-result",
     "Compare": "#kp-compared",
@@ -44,16 +38,6 @@ def live(model: Path, tiny_demo: Path) -> Iterator[Live]:
         yield server
 
 
-def open_browser(width: int = 1280):
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(flag)
-    options.add_argument(f"--window-size={width},1000")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-
-
 @pytest.fixture
 def browsers(live: Live) -> Iterator[list[Any]]:
     """Two browsers that share nothing, on the page."""
@@ -67,26 +51,6 @@ def browsers(live: Live) -> Iterator[list[Any]]:
     finally:
         for browser in opened:
             browser.quit()
-
-
-def wait_until(browser: Any, true: Callable[[Any], Any], told: str = "it did not come about") -> Any:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    return WebDriverWait(browser, WAIT, 0.05).until(true, told)
-
-
-def find(browser: Any, selector: str) -> Any:
-    """The first element of a selector, when it is there."""
-    found = lambda b: next(iter(b.find_elements("css selector", selector)), None)  # noqa: E731
-    return wait_until(browser, found, f"no {selector}")
-
-
-def open_tab(browser: Any, name: str) -> None:
-    """Open a tab, which on a phone may be in the menu of those that do not fit."""
-    find(browser, "button[role=tab]")
-    tabs = browser.find_elements("css selector", "button[role=tab], .overflow-dropdown button")
-    tab = next(tab for tab in tabs if tab.get_attribute("textContent").strip() == name)
-    browser.execute_script("arguments[0].click()", tab)
 
 
 def shown_pictures(browser: Any, within: str) -> list[np.ndarray]:
@@ -165,15 +129,13 @@ def test_who_stops_or_leaves_is_dropped(browsers: list[Any], live: Live):
 
 
 def test_no_tab_is_wider_than_a_phone(live: Live):
-    browser = open_browser(500)
+    browser = open_browser(phone=True)
     try:
-        phone = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
         browser.get(live.url)
         find(browser, "#kp-prompt textarea")  # before it is there, a tab that is opened can miss its event
         for name, selector in TABS.items():
             open_tab(browser, name)
             find(browser, selector)
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= 390, selector
+            assert scroll_width(browser) <= PHONE["width"], selector
     finally:
         browser.quit()

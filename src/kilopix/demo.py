@@ -118,7 +118,7 @@ def run(out: Path, recipe_name: str, overrides: Sequence[str] = (), overwrite: b
     report.run(
         out / "run",
         page,
-        out / "scores",
+        [out / "scores"],
         out / "pictures",
         augmented,
         out / "times.json",

@@ -32,6 +32,7 @@ from kilopix.types import LatentStatistics, UserError
 SHIPPED = Path(__file__).parent / "assets" / "weights"
 SHIPPED_MODEL = "mini"
 """The model of the embedded world that is installed with kilopix."""
+SHIPPED_TRAINING = "four and a half hours on one CPU core"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CODEC_PREFIX = "codec."
 _HUB_FILES = [WEIGHTS, CONFIG, CODEC_FILE]

@@ -57,7 +57,12 @@ def report(
     out: Annotated[Path, typer.Argument(help="HTML file to write.", callback=file_ending_in(".html"))] = Path(
         "report.html"
     ),
-    scores: Annotated[Path | None, typer.Option(help="Folder that `kilopix evaluate` wrote.")] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder that evaluate, fidelity, geneval or dpg wrote; may be given several times."
+        ),
+    ] = None,
     samples: Annotated[Path | None, typer.Option(help="Folder that `kilopix sample` wrote.")] = None,
     augmented: Annotated[Path | None, typer.Option(help="Manifest that `kilopix augment` wrote.")] = None,
     times: Annotated[Path | None, typer.Option(help="JSON file with the seconds of each stage.")] = None,
@@ -68,7 +73,7 @@ def report(
     """Put pictures, training curve, scores and recipe of a run on one HTML page."""
     from kilopix.stages.report import run
 
-    run(run_folder, out, scores, samples, augmented, times, beside)
+    run(run_folder, out, scores or [], samples, augmented, times, beside)
 
 
 @app.command(epilog=example("kilopix demo demo"))

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from itertools import combinations
 
 from kilopix.evaluation.protocol import Card, Score, like
-from kilopix.evaluation.statistics import Interval, Observations, paired_bootstrap
+from kilopix.evaluation.statistics import Interval, Observations, difference_interval
 from kilopix.types import UserError
 
 NOT_KEPT = "not tested: no scores of single pictures"
 OTHER_PROMPTS = "not tested: other prompts"
+ONE_PROMPT = "not tested: one prompt"
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,10 @@ def _difference(name: str, first: Entry, other: Entry) -> Interval | str:
     """The paired interval of the other's score less the first's."""
     if name not in first.observations or name not in other.observations:
         return NOT_KEPT
+    if len(first.observations[name].keys) == 1 and not first.observations[name].shares:
+        return ONE_PROMPT
     try:
-        return paired_bootstrap(other.observations[name], first.observations[name])
+        return difference_interval(other.observations[name], first.observations[name])
     except UserError:
         return OTHER_PROMPTS
 

@@ -125,15 +125,15 @@ def _check(item: Item) -> None:
 
 
 def picture_observations(scores: DpgScores) -> Observations:
-    """The scores of all pictures in percent, ready for a bootstrap over prompts."""
+    """The scores of all pictures in percent, ready for an interval over prompts."""
     values = [100 * value for item in scores.items for value in item.pictures]
-    return observe(values, [item.name for item in scores.items for _ in item.pictures])
+    return observe(values, [item.name for item in scores.items for _ in item.pictures], most=100.0)
 
 
 def category_observations(
     items: Sequence[Item], name: str, level: Level, categories: Categories = "every"
 ) -> Observations:
-    """The answers of one category as 100 and 0, ready for a bootstrap over prompts.
+    """The answers of one category as 100 and 0, ready for an interval over prompts.
 
     Raises `UserError` if no question is of it.
     """
@@ -145,7 +145,7 @@ def category_observations(
                 if name == (_coarse(question.category) if level == "l1" else question.category):
                     values.append(100.0 * _is_yes(answer))
                     prompts.append(item.name)
-    return observe(values, prompts)
+    return observe(values, prompts, most=100.0)
 
 
 def _coarse(category: str) -> str:

@@ -54,7 +54,7 @@ def read_made(root: Path, given: Path | None = None) -> Made:
     """
     path = given or root / MADE
     if given is None and not path.exists():
-        return Made(checkpoint=root.resolve().name)
+        return Made(checkpoint=root.resolve().name or str(root.resolve()))
     values: Any = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a JSON object with the keys {', '.join(Made.model_fields)}.")

@@ -37,7 +37,8 @@ Setting = str | bool | int | FiniteFloat
 class Score(Config):
     """One measured number with its 95% interval (None: not estimated), from `n` images or prompts.
 
-    `evaluator` is the name of the card's evaluator that it comes from.
+    `evaluator` is the name of the card's evaluator that it comes from, `caution` what to know before one
+    believes the number.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Score(Config):
     n: int = Field(ge=1)
     unit: str = ""
     evaluator: str = ""
+    caution: str = ""
 
     @model_validator(mode="after")
     def _ends_in_order(self) -> "Score":

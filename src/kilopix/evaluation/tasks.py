@@ -66,7 +66,7 @@ def score_images(
 
 
 def observations(results: Results, tag: str | None = None, seen: bool | None = None) -> Observations:
-    """The verdicts as 1 and 0, ready for a bootstrap: all, or one task's, or one side of the seen split.
+    """The verdicts as 1 and 0, ready for an interval: all, or one task's, or one side of the seen split.
 
     Raises `UserError` if no picture is left.
     """
@@ -79,6 +79,7 @@ def observations(results: Results, tag: str | None = None, seen: bool | None = N
         [float(verdict.correct) for _, verdict in chosen],
         [prompt for prompt, _ in chosen],
         [prompt.tag for prompt, _ in chosen],
+        most=1.0,
     )
 
 

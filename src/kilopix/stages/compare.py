@@ -18,6 +18,7 @@ from kilopix.evaluation.statistics import Interval, Observations, bootstrap, obs
 from kilopix.jobs import check_report, write_report
 from kilopix.progress import working
 from kilopix.runtime import read_lines, say
+from kilopix.scores_shown import protocol_told
 from kilopix.types import UserError
 
 MARKDOWN, HTML = "compare.md", "compare.html"
@@ -109,7 +110,7 @@ def _observations(folder: Path) -> dict[str, Observations]:
         lines = read_lines(folder / "results.jsonl")
         if lines and "item" in lines[0]:
             scores = [100 * line["score"] for line in lines]
-            return {"DPG-Bench": observe(scores, [line["item"] for line in lines])}
+            return {"DPG-Bench": observe(scores, [line["item"] for line in lines], most=100.0)}
         return _by_task(lines, "GenEval, mean of tasks", "GenEval, ")
     return {}
 
@@ -126,7 +127,7 @@ def _by_task(lines: list[dict[str, Any]], whole: str, prefix: str) -> dict[str, 
 
     def of(chosen: list[dict[str, Any]]) -> Observations:
         columns = [[line[key] for line in chosen] for key in ("correct", "prompt", "tag")]
-        return observe([float(value) for value in columns[0]], columns[1], columns[2])
+        return observe([float(value) for value in columns[0]], columns[1], columns[2], most=1.0)
 
     tags = dict.fromkeys(line["tag"] for line in lines)
     each = {f"{prefix}{tag}": of([line for line in lines if line["tag"] == tag]) for tag in tags}
@@ -156,12 +157,19 @@ def _difference(one: Interval | str | None) -> Cell:
 
 def _scores_table(entries: list[Entry], found: list[Row], marked: bool) -> Table:
     first = entries[0].label
-    note = "Intervals are of 95%, from drawing the prompts anew."
+    note = "Intervals are of 95%, over prompts."
     if len(entries) > 1:
         note += (
-            f" Differences are from {first}, with both scores over the same draws; in bold where the "
+            f" Differences are from {first}, of both scores over the same prompts; in bold where the "
             "interval leaves out zero, which it does by chance for one score in twenty."
         )
+    cautions = dict.fromkeys(
+        f" {score.name} of {entry.label}: {score.caution}."
+        for entry in entries
+        for score in entry.card.scores
+        if score.caution
+    )
+    note += "".join(cautions)
     if marked:
         note += f" {MARK} The protocols differ, see below: a difference may come from there."
     mark = f" {MARK}" if marked else ""
@@ -176,27 +184,12 @@ def _scores_table(entries: list[Entry], found: list[Row], marked: bool) -> Table
 
 def _protocol_table(entries: list[Entry], different: list[Unlike]) -> Table:
     """What was measured, then how; what differs is marked."""
-    shown = [
-        ("weights", [f"{e.card.checkpoint} {(e.card.checkpoint_sha256 or 'unknown')[:16]}" for e in entries]),
-        ("prompts", [f"{e.card.prompt_style} {(e.card.prompts_sha256 or 'none')[:16]}" for e in entries]),
-        ("sampler", [f"{_known(e.card.sampler)}, {_known(e.card.steps)} steps" for e in entries]),
-        ("guidance", [_known(e.card.guidance) for e in entries]),
-        ("seeds", [_known(e.card.seeds and len(e.card.seeds)) for e in entries]),
-        ("resolution", [f"{e.card.resolution} pixels" for e in entries]),
-        ("images", [f"{e.card.images}, {_known(e.card.images_per_prompt)} a prompt" for e in entries]),
-        ("evaluator", [f"{e.card.evaluator} {e.card.evaluator_sha256[:16]}" for e in entries]),
-        ("kilopix", [e.card.kilopix_version for e in entries]),
-    ]
-    left_out = ["; ".join(one.name for one in e.card.left_out) or "nothing" for e in entries]
-    lines = [(Cell(name), *map(Cell, values)) for name, values in [*shown, ("left out", left_out)]]
+    told = [dict(protocol_told(entry.card)) for entry in entries]
+    lines = [(Cell(name), *(Cell(one[name]) for one in told)) for name in told[0]]
     lines += [(Cell(f"{MARK} {one.name}", True), *(Cell(v, True) for v in one.values)) for one in different]
     names = ", ".join(one.name for one in different)
     note = f"{MARK} differs: {names}." if different else "The same protocol for all."
     return Table("Protocol", note, ("", *(entry.label for entry in entries)), tuple(lines))
-
-
-def _known(value: object) -> str:
-    return "unknown" if value is None else str(value)
 
 
 def _published_table(entries: list[Entry], found: list[Row], facts: Published) -> Table | None:

@@ -28,7 +28,7 @@ from kilopix.evaluation.dpg_folder import Layout, Picture, crop_box, find_pictur
 from kilopix.evaluation.dpg_questions import Asked, published_fails, read_questions, without_lost
 from kilopix.evaluation.made import Made, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, check_card, write_card
-from kilopix.evaluation.statistics import bootstrap, observe
+from kilopix.evaluation.statistics import interval, observe
 from kilopix.features import versions
 from kilopix.jobs import OPTION, PARTS, Folder, check_only, open_job
 from kilopix.pretrained.vqa import VqaConfig, load_vqa
@@ -226,21 +226,21 @@ def _results(scored: DpgScores, answered: dict[str, list[Line]]) -> list[Line]:
 
 def _scores(title: str, items: list[Item], scored: DpgScores, categories: Categories) -> Iterator[Score]:
     """The score of all prompts first, then the coarse and the fine categories."""
-    whole = bootstrap(picture_observations(scored))
+    whole = interval(picture_observations(scored))
     yield Score(
         name=title, value=scored.overall, low=whole.low, high=whole.high, n=len(scored.items), unit="%"
     )
     levels: tuple[Level, ...] = ("l1", "l2")
     for level in levels:
         for one in scored.l1 if level == "l1" else scored.l2:
-            ends = bootstrap(category_observations(items, one.name, level, categories), resamples=1000)
+            ends = interval(category_observations(items, one.name, level, categories), resamples=1000)
             name = f"{title}, {level.upper()} {one.name}"
             yield Score(name=name, value=one.value, low=ends.low, high=ends.high, n=one.answers, unit="%")
 
 
 def _vqa_score(lines: Sequence[Line]) -> Score:
     values = [100 * line["vqa_score"] for line in lines]
-    ends = bootstrap(observe(values, [line["item"] for line in lines]))
+    ends = interval(observe(values, [line["item"] for line in lines]))
     return Score(name="VQAScore", value=ends.value, low=ends.low, high=ends.high, n=len(values), unit="%")
 
 

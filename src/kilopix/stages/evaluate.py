@@ -24,7 +24,7 @@ from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
 from kilopix.evaluation.geneval_prompts import world_prompts
 from kilopix.evaluation.placed import placed
 from kilopix.evaluation.protocol import Card, LeftOut, Score, read_card, write_card
-from kilopix.evaluation.statistics import bootstrap
+from kilopix.evaluation.statistics import interval
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.features import versions
 from kilopix.generator import Generator
@@ -217,7 +217,7 @@ def _stack(arrays: list[np.ndarray]) -> torch.Tensor:
 @working("compute intervals")
 def _task_scores(results: Results) -> list[Score]:
     """The mean of the tasks first, then every task, then the colour tasks by seen and unseen pairs."""
-    whole = bootstrap(observations(results))
+    whole = interval(observations(results))
     scores = [
         Score(
             name="mean of six tasks",
@@ -228,12 +228,10 @@ def _task_scores(results: Results) -> list[Score]:
         )
     ]
     for task in (*results.tasks, *results.by_seen):
-        interval = bootstrap(observations(results, task.tag, task.seen))
+        ends = interval(observations(results, task.tag, task.seen))
         split = {None: "", True: ", seen pairs", False: ", unseen pairs"}[task.seen]
         name = task.tag.replace("_", " ") + split
-        scores.append(
-            Score(name=name, value=interval.value, low=interval.low, high=interval.high, n=task.images)
-        )
+        scores.append(Score(name=name, value=ends.value, low=ends.low, high=ends.high, n=task.images))
     return scores
 
 

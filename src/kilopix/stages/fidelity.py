@@ -105,6 +105,8 @@ def run(
     for score in scores:
         interval = "" if score.low is None else f" ({score.low:.4g} to {score.high:.4g})"
         say(f"  {score.name}: {score.value:.4g}{interval}")
+        if score.caution:
+            say(f"    {score.caution}.")
     for name, because in left_out.items():
         say(f"  {name}: left out, because {because.rstrip('.')}.")
     say(f"{out / CARD}: {counted(len(scores), 'score')} of {counted(card.images, 'picture')}.")
@@ -155,9 +157,12 @@ def _network_of(name: str) -> str:
 
 def _fidelity(work: Work, name: str) -> tuple[list[Score], Evaluator]:
     """Distances and shares by the features of one network."""
-    fingerprint = load_network(name, work.config.weights, work.device).fingerprint
+    network = load_network(name, work.config.weights, work.device)
+    fingerprint = network.fingerprint
     values = _remember(work.out / "scores" / f"{name}.json", fingerprint, partial(_compare, work, name))
     n = len(work.images.set.files)
+    real = n if work.reference is None else len(work.reference.set.files)
+    caution = few_images(min(n, real), network.width)
     scores = [
         Score(
             name=f"{metric} ({name})",
@@ -165,10 +170,23 @@ def _fidelity(work: Work, name: str) -> tuple[list[Score], Evaluator]:
             n=n,
             unit="lower is better" if metric in DISTANCES else "",
             evaluator=name,
+            caution=caution if metric in ("FID", "Frechet distance") else "",
         )
         for metric, value in values.items()
     ]
     return scores, Evaluator(name=name, fingerprint=fingerprint)
+
+
+def few_images(images: int, width: int) -> str:
+    """What to know of a Frechet distance by so many images and features; empty where there are enough."""
+    if images > width:
+        return ""
+    return (
+        f"by {images:,} images and {width:,} features: the covariance of so few is singular, and the "
+        "distance comes out too large (Chong and Forsyth 2020). It compares only with one of as many images. "
+        "KID has no such bias, only a wider spread; means over single images hold at any number; precision, "
+        "recall, density and coverage, too, compare only between sets of one size"
+    )
 
 
 def _compare(work: Work, name: str) -> dict[str, float]:
@@ -240,11 +258,14 @@ def _score_pictures(work: Work, name: str, network: CLIP) -> list[float]:
 
 
 def _mean_score(name: str, values: list[float], prompts: tuple[str, ...] | None) -> Score:
-    """The mean with an interval from drawing the prompts anew, or the pictures where there are none."""
-    ends = bootstrap(observe(values, prompts or range(len(values))))
-    return Score(
-        name=PREFERENCES[name], value=ends.value, low=ends.low, high=ends.high, n=len(values), evaluator=name
-    )
+    """The mean with an interval from drawing the prompts anew, or the images where there are none.
+
+    Images of one prompt alone do not tell how prompts differ: there is no interval then.
+    """
+    seen = observe(values, prompts or range(len(values)))
+    ends = bootstrap(seen)
+    low, high = (ends.low, ends.high) if len(seen.keys) > 1 else (None, None)
+    return Score(name=PREFERENCES[name], value=ends.value, low=low, high=high, n=len(values), evaluator=name)
 
 
 def _write_observations(path: Path, pictures: PictureSet, values: dict[str, list[float]]) -> None:

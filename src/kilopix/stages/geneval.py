@@ -26,7 +26,7 @@ from kilopix.evaluation.geneval_folder import Asked, check_official, read_folder
 from kilopix.evaluation.geneval_prompts import OBJECTS
 from kilopix.evaluation.made import PLAIN, Made, read_made
 from kilopix.evaluation.protocol import Card, Evaluator, Score, check_card, write_card
-from kilopix.evaluation.statistics import bootstrap
+from kilopix.evaluation.statistics import interval, observe, wilson_interval
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.features import versions
 from kilopix.jobs import OPTION, PARTS, Folder, check_only, open_job
@@ -278,11 +278,14 @@ def _scores(results: Results) -> list[Score]:
     scores = []
     for name, tag in names:
         seen = observations(results, tag)
-        interval = bootstrap(seen)
+        ends = interval(seen)
+        scores.append(Score(name=name, value=ends.value, low=ends.low, high=ends.high, n=len(seen.values)))
+    right = [float(verdict.correct) for verdict in results.verdicts]
+    images = interval(observe(right, results.prompts, most=1.0))
+    count = len(set(results.prompts))
+    prompts = wilson_interval(results.correct_prompts, count)
+    for what, ends, n in (("pictures", images, len(right)), ("prompts", prompts, count)):
         scores.append(
-            Score(name=name, value=interval.value, low=interval.low, high=interval.high, n=len(seen.values))
+            Score(name=f"GenEval, correct {what}", value=ends.value, low=ends.low, high=ends.high, n=n)
         )
-    pictures, prompts = len(results.verdicts), len(set(results.prompts))
-    scores.append(Score(name="GenEval, correct pictures", value=results.correct_images, n=pictures))
-    scores.append(Score(name="GenEval, correct prompts", value=results.correct_prompts, n=prompts))
     return scores

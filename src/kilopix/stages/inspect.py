@@ -23,8 +23,10 @@ from kilopix.types import UserError
 
 _STYLE = """body{font:15px/1.45 sans-serif;color:#222;max-width:62rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;width:100%}td{vertical-align:top;padding:.6rem;border-top:1px solid #ddd}
-img{width:192px;height:192px;image-rendering:auto;border-radius:4px}small{color:#666}
-td:first-child,td:nth-child(2){width:200px}"""
+img{width:192px;height:192px;border-radius:4px}img.px{image-rendering:pixelated}small{color:#666}
+td{overflow-wrap:anywhere}td:first-child,td:nth-child(2){width:200px}
+@media (max-width:640px){body{margin:1rem auto}tr{display:grid;grid-template-columns:1fr 1fr}
+td:first-child,td:nth-child(2){width:auto}td:last-child{grid-column:1/-1;border:0}img{width:100%;height:auto}}"""
 
 
 class _Owner(Config):
@@ -90,7 +92,8 @@ def _page(shards: Shards, autoencoder: Autoencoder, chosen: list[int]) -> str:
         f"{index.text_encoder.get('max_tokens')} tokens."
     )
     return (
-        f"<!doctype html><meta charset=utf-8><title>{escape(str(shards.folder.name))}</title>"
+        "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+        f"<title>{escape(str(shards.folder.name))}</title>"
         f"<style>{_STYLE}</style><h1>Shards</h1><p>{escape(about)} The pictures are decoded from the stored "
         f"latents.</p><table>{''.join(rows)}</table>\n"
     )
@@ -106,7 +109,8 @@ def _picture(shown: Shown) -> str:
     buffer = io.BytesIO()
     shown.image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{escape(shown.caption)}" src="data:image/png;base64,{data}">'
+    small = ' class="px"' * (max(shown.image.size) < 192)
+    return f'<img{small} alt="{escape(shown.caption)}" src="data:image/png;base64,{data}">'
 
 
 def _text(shown: Shown) -> str:

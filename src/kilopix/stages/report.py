@@ -7,9 +7,10 @@ each if there. Out: one HTML file that needs no other file and no network.
 import base64
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +22,37 @@ from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.english import counted
 from kilopix.errors import UserError
-from kilopix.evaluation.protocol import Card, read_card
 from kilopix.jobs import check_report, write_report
-from kilopix.runtime import read_json, read_lines, say
+from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
+from kilopix.runtime import read_json, read_lines, say, sha256_of_file
+from kilopix.scores_shown import read_scores
 
-PER_TASK = 6
+JUDGED = "judged.jsonl"
+PER_TASK, PASTES = 6, 8
+SMALL = 192
+"""Pixels of a side below which an image is shown larger than it is."""
 SHEETS, SHEET_WIDTH = 6, 720
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture on the page, as a data URI, with the text beneath it."""
+    """An image on the page, as a data URI, with its text; a small one is enlarged in hard pixels."""
 
     uri: str
     text: str
     right: bool | None = None
+    small: bool = False
+
+    @staticmethod
+    def of(image: Image.Image, text: str, right: bool | None = None) -> "Figure":
+        """An image at its own size: the browser enlarges it, without a filter where it is small."""
+        return Figure(_uri(image), text, right, max(image.size) < SMALL)
 
 
 def run(
     run_folder: Path,
     out: Path,
-    scores: Path | None = None,
+    scores: Sequence[Path] = (),
     samples: Path | None = None,
     augmented: Path | None = None,
     times: Path | None = None,
@@ -64,9 +75,9 @@ def run(
         groups=_sample_groups(samples) if samples else {},
         others=_sample_groups(beside) if beside else {},
         other_name=_model_name(beside) if beside else "",
-        card=read_card(scores / "card.json") if scores else None,
-        bars=_bars(read_card(scores / "card.json")) if scores else [],
-        tasks=_judged(scores) if scores else {},
+        other_told=_model_told(beside) if beside else "",
+        scores=read_scores(scores),
+        tasks=_judged(scores),
         pastes=_pastes(augmented) if augmented else [],
         times=_times(times) if times else [],
     )
@@ -112,9 +123,7 @@ def _settings(recipe: dict[str, Any], seen: int) -> list[tuple[str, str]]:
     ]
 
 
-def _uri(image: Image.Image, side: int = 128) -> str:
-    if max(image.size) < side:
-        image = image.resize((side, side), Image.Resampling.BICUBIC)
+def _uri(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -138,7 +147,7 @@ def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
     for item in read_json(folder / "samples.json")["images"]:
-        picture = Figure(_uri(_open(folder / item["file"]), 160), f"seed {item['seed']}")
+        picture = Figure.of(_open(folder / item["file"]), f"seed {item['seed']}")
         groups.setdefault(item["prompt"], []).append(picture)
     return groups
 
@@ -149,15 +158,26 @@ def _model_name(folder: Path) -> str:
     return weights.parent.name if weights.stem == "model" else weights.stem
 
 
-def _judged(folder: Path) -> dict[str, list[Figure]]:
-    """Pictures of every task, some right and some wrong where there are both, with what was found in them."""
-    lines = read_lines(folder / "judged.jsonl")
+def _model_told(folder: Path) -> str:
+    """What made the samples of a folder, and how long it was trained, as far as that is known."""
+    name, made = _model_name(folder), read_json(folder / "samples.json")
+    if made["weights_sha256"] == sha256_of_file(SHIPPED / f"{SHIPPED_MODEL}.safetensors"):
+        return f"{name}, the model that is installed with kilopix, which trained for {SHIPPED_TRAINING}"
+    log = read_log(Path(made["weights"]).parent / "log.jsonl")
+    if not log:
+        return name
+    return f"{name}, which trained on {log[-1]['images']:,} images for {_clock(log[-1]['seconds'])}"
+
+
+def _judged(folders: Sequence[Path]) -> dict[str, list[Figure]]:
+    """Images of every task, some right and some wrong where there are both, with what was found in them."""
+    judged = next((folder for folder in folders if (folder / JUDGED).is_file()), None)
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for line in lines:
-        tasks.setdefault(line["tag"], []).append(line)
+    for line in read_lines(judged / JUDGED) if judged else []:
+        tasks.setdefault(line["tag"], []).append(line | {"folder": judged})
     return {
         tag.replace("_", " "): [
-            Figure(_uri(_open(folder / "tasks" / Path(line["file"]).name)), _found(line), line["correct"])
+            Figure.of(_open(line["folder"] / line["file"]), _found(line), line["correct"])
             for line in _some_of_both(members)
         ]
         for tag, members in tasks.items()
@@ -186,44 +206,22 @@ def _sheets(folder: Path) -> list[Figure]:
         sheet = _open(file)
         if sheet.width > SHEET_WIDTH:
             sheet = sheet.resize((SHEET_WIDTH, round(sheet.height * SHEET_WIDTH / sheet.width)))
-        figures.append(Figure(_uri(sheet), f"after {counted(int(file.stem), 'picture')}"))
+        figures.append(Figure.of(sheet, f"after {counted(int(file.stem), 'picture')}"))
     return figures
 
 
 def _pastes(manifest_path: Path) -> list[Figure]:
-    """One augmented picture of every setting, with its caption."""
+    """Some augmented images with their captions: the first of every setting, then the second, until full."""
     manifest = read_manifest(manifest_path)
-    kinds = [row for row in manifest.rows if row.kind == "crop"][:4]
-    chosen: Iterable[Row] = kinds or [
-        row
-        for setting in SETTINGS
-        if (row := next((r for r in manifest.rows if r.setting == setting), None)) is not None
+    of_setting = [
+        [row for row in manifest.rows if row.kind == "crop"],
+        *([row for row in manifest.rows if row.setting == setting] for setting in SETTINGS),
     ]
+    turns = (row for turn in zip_longest(*of_setting) for row in turn if row is not None)
     return [
-        Figure(_uri(_picture(manifest, row), 160), f"{row.setting or 'crop'}: {row.caption}")
-        for row in chosen
+        Figure.of(_picture(manifest, row), f"{row.setting or 'crop'}: {row.caption}")
+        for row in islice(turns, PASTES)
     ]
-
-
-def _bars(card: Card) -> list[dict[str, Any]]:
-    """The scores, with the places of value and interval in percent of the bar's width where they have one."""
-    rows = []
-    for score in card.scores:
-        share = not score.unit
-        low = score.value if score.low is None else score.low
-        high = score.value if score.high is None else score.high
-        number = (lambda v: f"{v:.1%}") if share else (lambda v: f"{v:.4f}")
-        rows.append(
-            {
-                "name": score.name,
-                "value": number(score.value),
-                "interval": f"{number(low)} to {number(high)}",
-                "n": score.n,
-                "bar": (100 * score.value, 100 * low, 100 * (high - low)) if share else None,
-                "unit": score.unit,
-            }
-        )
-    return rows
 
 
 def _times(path: Path) -> list[tuple[str, str, float]]:
@@ -233,4 +231,6 @@ def _times(path: Path) -> list[tuple[str, str, float]]:
 
 
 def _clock(seconds: float) -> str:
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
     return f"{seconds:.1f} s" if seconds < 60 else f"{int(seconds // 60)} min {int(seconds % 60)} s"

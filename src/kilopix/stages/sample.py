@@ -68,7 +68,7 @@ def run(
     jobs = [_Job(prompt, number, s) for prompt in prompts for number in seeds for s in settings]
     files = [out / f"{i:05d}.png" for i in range(len(jobs))]
     made = {
-        "weights": str(generator.weights),
+        "weights": str(generator.weights.resolve()),  # so that its folder has a name wherever it is read
         "weights_sha256": generator.fingerprint,
         "sampling": own.model_dump(mode="json"),
         "images": [

@@ -96,9 +96,10 @@ def prepare(
 
 
 def _own_run(given: Path | str) -> Path | None:
-    """The run that a model's path is, if it has a log to show."""
+    """The run that a model's path is, if it has a log to show, or checkpoints and soon a log."""
     path = Path(given)
-    return path if (path / "log.jsonl").is_file() and (path / "recipe.json").is_file() else None
+    shown = (path / "log.jsonl").is_file() or (path / "checkpoints").is_dir()
+    return path if shown and (path / "recipe.json").is_file() else None
 
 
 def is_loopback(host: str) -> bool:

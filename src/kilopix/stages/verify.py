@@ -24,8 +24,8 @@ def run(shards: Path) -> None:
         say(f"  {fault}")
     if findings.faults:
         raise UserError(
-            f"{shards}: {counted(len(findings.faults), 'fault')}. A part that is missing or cut short is made "
-            "again, alone, if you run `kilopix encode` again as before; delete a damaged one before."
+            f"{shards}: {counted(len(findings.faults), 'fault')}. A part that is missing or cut short is "
+            "made again, alone, if you run `kilopix encode` again as before; delete a damaged one before."
         )
     say(
         f"{shards}: whole. {counted(len(index.files), 'file')}, {index.plain} plain and "

@@ -14,6 +14,8 @@ from kilopix.english import counted
 from kilopix.web.following import Sight
 from kilopix.web.rest import to_base64
 
+_SMALL = 192
+"""Pixels of a side below which a finished image is enlarged without a filter."""
 LOGO = (
     '<svg class="kp-logo" viewBox="0 0 4 4" aria-hidden="true" shape-rendering="crispEdges">'
     + "".join(
@@ -62,7 +64,8 @@ def card(image: Image.Image | None, caption: str, alt: str, final: bool = True, 
         inner = '<div class="kp-empty"></div>'
     else:
         size = f'width="{image.width}" height="{image.height}"'
-        kind = "" if final else ' class="kp-forming"'
+        small = "kp-small" * (max(image.size) < _SMALL)
+        kind = f' class="{small if final else "kp-forming"}"'
         inner = f'<img{kind} {size} alt="{html.escape(alt)}" src="{picture_uri(image, final)}">'
     save = ""
     if file and final and image is not None:

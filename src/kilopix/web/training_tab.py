@@ -1,12 +1,12 @@
 """The tab that shows a training run as it goes."""
 
 import html
-from typing import Any
 
 import gradio as gr
 
 from kilopix.english import counted
 from kilopix.web import markup
+from kilopix.web.curve import curve_html
 from kilopix.web.markup import Fact
 from kilopix.web.training_view import TrainingView
 
@@ -17,26 +17,13 @@ def build_training_tab(view: TrainingView, tab: gr.Tab) -> gr.Timer:
     """The tab's parts; the timer that renews them is to run only while the tab is looked at."""
     timer = gr.Timer(_EVERY, active=False)
     facts = gr.HTML(facts_html(view), elem_id="kp-facts")
-    plot = gr.LinePlot(
-        curve(view),
-        x="images",
-        y="loss",
-        color="line",
-        color_map={"loss": "#adb5bd", "mean": "#4c6ef5"},
-        x_title="images seen",
-        y_title="loss",
-        color_title=" ",
-        height=300,
-        show_label=False,
-        elem_id="kp-curve",
-        buttons=[],
-    )
+    plot = gr.HTML(curve_html(view.curve()), elem_id="kp-curve")
     gr.HTML('<h2 class="kp-title">The same prompts and seeds after each checkpoint</h2>')
     pictures = gr.HTML(pictures_html(view), elem_id="kp-milestones")
 
-    def renew() -> tuple[str, Any, str]:
+    def renew() -> tuple[str, str, str]:
         view.look_for_pictures()
-        return facts_html(view), curve(view), pictures_html(view)
+        return facts_html(view), curve_html(view.curve()), pictures_html(view)
 
     gr.on(
         [timer.tick, tab.select],
@@ -49,25 +36,23 @@ def build_training_tab(view: TrainingView, tab: gr.Tab) -> gr.Timer:
     return timer
 
 
-def curve(view: TrainingView) -> Any:
-    """The points of the curve, as the plot takes them."""
-    import pandas as pd
-
-    return pd.DataFrame(view.curve(), columns=["images", "loss", "line"])
-
-
 def facts_html(view: TrainingView) -> str:
     """Where the run is, in numbers."""
-    log, total = view.log(), view.recipe["training"]["images"]
+    if not view.begun():
+        return markup.note(f"No run in {view.folder} yet. What it does appears here once it has begun.")
+    log, total = view.log(), view.total()
     if not log:
-        return markup.note("The run has not yet written to its log.")
+        return markup.note(
+            f"The run has begun, but no line of its log is written yet; {total:,} images to see."
+        )
     last = log[-1]
+    loss = next((line["loss"] for line in reversed(log) if line["loss"] is not None), None)
     speed = float(last.get("images_per_second") or 0)
     left = (total - last["images"]) / speed if speed else None
     going = view.going()
     facts = [
         Fact("images seen", f"{last['images']:,} of {total:,}"),
-        Fact("loss", f"{last['loss']:.4f}"),
+        Fact("loss", "not finite" if loss is None else f"{loss:.4f}"),
         Fact("images a second", f"{speed:,.1f}"),
     ]
     if "lr" in last:

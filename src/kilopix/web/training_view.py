@@ -1,10 +1,11 @@
 """A training run as it goes: the lines of its log, and pictures by its newest checkpoint.
 
-In: a run folder that another process may be writing. Out: numbers, a curve, pictures of the same prompts and
-seeds after every checkpoint.
+In: a run folder that another process may be writing, or has yet to begin. Out: numbers, a curve, pictures of
+the same prompts and seeds after every checkpoint.
 """
 
 import json
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from kilopix.errors import UserError
 from kilopix.generator import Generator
 from kilopix.runtime import read_json, say
 from kilopix.training.checkpoint import checkpoints
+from kilopix.web.curve import Point
 from kilopix.web.models import ServedModel, share_encoders
 from kilopix.web.prompts import prompts_to_try
 from kilopix.web.worker import Closing, QueueFull, Ticket, Worker
@@ -41,16 +43,25 @@ class TrainingView:
     """A run folder that is looked at again and again."""
 
     def __init__(self, folder: Path, worker: Worker, like: ServedModel):
-        if not (folder / "recipe.json").is_file():
-            raise UserError(f"{folder}: no run there; give a folder that `kilopix train` writes.")
         self.folder = folder
         self.worker = worker
         self.like = like
-        self.recipe: dict[str, Any] = read_json(folder / "recipe.json")["recipe"]
+        if not self.begun():
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise UserError(f"{folder}: no run there; give a folder that `kilopix train` writes.")
+            say(f"{folder}: no run there yet; the Training tab waits for one to begin.")
         self.prompts = prompts_to_try(like.generator.recipe, SHOWN)
         self.milestones: deque[Milestone] = deque(maxlen=_KEPT)
         self._sampling: Ticket[Any] | None = None
         self._seen: Path | None = None
+
+    def begun(self) -> bool:
+        """Whether there is a run; its recipe is what `kilopix train` writes first."""
+        return (self.folder / "recipe.json").is_file()
+
+    def total(self) -> int:
+        """How many images the run is to see, by its recipe as it is now."""
+        return read_json(self.folder / "recipe.json")["recipe"]["training"]["images"]
 
     def log(self) -> list[dict[str, Any]]:
         """The whole lines of the log; one that is being written is left for the next look."""
@@ -77,9 +88,9 @@ class TrainingView:
         age = self.age()
         return age is not None and age < _STILL_GOING and not (self.folder / "model.safetensors").is_file()
 
-    def curve(self) -> list[dict[str, Any]]:
+    def curve(self) -> list[Point]:
         """Points of the loss and of its running mean, few enough to draw."""
-        log = [line for line in self.log() if line["loss"] is not None]
+        log = [line for line in self.log() if line["loss"] is not None and math.isfinite(line["loss"])]
         losses = [float(line["loss"]) for line in log]
         step = max(1, len(log) // _POINTS)
         reach = max(1, len(log) // (2 * _SMOOTHING))
@@ -87,8 +98,7 @@ class TrainingView:
         for i in range(0, len(log), step):
             near = min(reach, i, len(log) - 1 - i)  # as many before as after, so that the ends do not lean
             part = losses[i - near : i + near + 1]
-            points.append({"images": log[i]["images"], "loss": losses[i], "line": "loss"})
-            points.append({"images": log[i]["images"], "loss": sum(part) / len(part), "line": "mean"})
+            points.append(Point(log[i]["images"], losses[i], sum(part) / len(part)))
         return points
 
     def look_for_pictures(self) -> None:
