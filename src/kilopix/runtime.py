@@ -171,11 +171,11 @@ def progress_bar(disable: bool = False):
     )
 
 
-def say(text: str) -> None:
+def say(text: str, stderr: bool = False) -> None:
     """Tell the user one line; square brackets and paths are printed as they are."""
     from rich.console import Console
 
-    Console(soft_wrap=True).print(text, markup=False, highlight=False, emoji=False)
+    Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False, emoji=False)
 
 
 def report_left_out(failures: list[tuple[str, str]], path: Path, show: int = 10) -> None:

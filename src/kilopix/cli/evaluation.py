@@ -284,7 +284,7 @@ def evaluate(
     preset: Preset = None,
     device: Device = "auto",
 ) -> None:
-    """Score a model of the embedded world on six tasks and by KID, with the protocol of every score."""
+    """Score a model by KID, one of the embedded world on six tasks too, with the protocol of every score."""
     from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.evaluate import run
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from kilopix.data.trained_on import TrainedOn
 from kilopix.evaluation.protocol import Card, Score
 from kilopix.generator import Generator
 from kilopix.models.rin import RIN
 
 PAPER = "2502.21318"
+NAMED_CLASSES = 12
 FULL_NAMES = {"rin": "CAD-I, a recurrent interface network", "dit": "DiT-I, a diffusion transformer"}
 
 
@@ -113,7 +115,7 @@ def _pictures(samples: Sequence[Sample]) -> str:
 
 
 def _use(about: About, samples: Sequence[Sample], diffusers: bool) -> str:
-    prompt = samples[0].prompt if samples else "a photo of a fox"
+    prompt = (samples[0].prompt if samples else "a photo").replace('"', "'")
     if diffusers:
         return (
             "With diffusers and transformers; kilopix is not needed. The pipeline's code is in this folder, "
@@ -133,10 +135,14 @@ def _use(about: About, samples: Sequence[Sample], diffusers: bool) -> str:
 def _training(generator: Generator, about: About) -> str:
     recipe = generator.recipe
     objective = recipe.objective
-    seen = f"{generator.images_seen:,} images" if generator.images_seen else "images of a number not recorded"
+    trained_on = generator.trained_on
+    number = generator.images_seen
+    seen = trained_on.seen(number) if number else "images of a number not recorded"
     rows = {
         "data": ", ".join(about.datasets) or "not named",
-        "seen": f"{seen}, a batch of {recipe.training.batch_size}",
+        "images": f"{seen}, in batches of {recipe.training.batch_size}",
+        "classes": _classes(trained_on),
+        "captions": trained_on.captioner or "of a source not recorded",
         "objective": f"{objective.prediction} on the {objective.path.kind} path",
         "text encoder": generator.text_fingerprint or recipe.text.kind,
         "autoencoder": generator.autoencoder_fingerprint or recipe.autoencoder.kind,
@@ -144,6 +150,13 @@ def _training(generator: Generator, about: About) -> str:
         "kilopix": version("kilopix"),
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _classes(trained_on: TrainedOn) -> str:
+    """The number of classes, and the first few by name."""
+    shown = ", ".join(trained_on.classes[:NAMED_CLASSES])
+    more = ", ..." if trained_on.class_count > NAMED_CLASSES else ""
+    return f"{trained_on.class_count:,}: {shown}{more}" if shown else "not recorded"
 
 
 def _scores(card: Card) -> str:

@@ -26,6 +26,7 @@ from kilopix.data.shards import (
     read_index,
     write_index,
 )
+from kilopix.data.trained_on import Origin
 from kilopix.encoding import EncodePart, to_images
 from kilopix.pretrained.autoencoder import (
     load_autoencoder,
@@ -113,7 +114,7 @@ def run(
     if workers is None and engine == "local" and device != "cpu":
         workers = torch.cuda.device_count() if device == "cuda" else 1
     make_parts(parts, make, "encode", total, workers, engine, wants_gpu=device != "cpu")
-    index, left_out = _index(parts, recipe, out, psnr, job["online"])
+    index, left_out = _index(parts, recipe, out, psnr, job["online"], Origin.of(plain))
     if not index.plain:
         raise UserError(f"{manifest}: none of its pictures could be read below {plain.root}.")
     write_index(out, index)
@@ -199,7 +200,12 @@ def _load_some(pictures: Pictures, numbers: list[int]) -> Tensor:
 
 
 def _index(
-    parts: ShardParts, recipe: Recipe, out: Path, psnr: float | None, augmentation: dict[str, Any]
+    parts: ShardParts,
+    recipe: Recipe,
+    out: Path,
+    psnr: float | None,
+    augmentation: dict[str, Any],
+    origin: Origin,
 ) -> tuple[ShardIndex, list[tuple[str, str]]]:
     """The index of the finished parts, and the pictures that they lack."""
     gathered = gather([parts.path(i) for i in range(parts.count)], out)
@@ -222,6 +228,7 @@ def _index(
         augmented=gathered.rows.get("augmented", 0),
         left_out=len(gathered.left_out),
         psnr_db=psnr,
+        origin=origin,
         files=files,
     )
     return index, gathered.left_out

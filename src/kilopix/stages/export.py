@@ -12,6 +12,7 @@ from typing import Literal
 
 from kilopix.data.pictures import save_png
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
+from kilopix.evaluation.protocol import read_card
 from kilopix.export.diffusers_folder import INDEX, write_pipeline
 from kilopix.export.model_card import About, Sample, model_card, read_cards
 from kilopix.export.weights_file import header_of, write_weights
@@ -19,9 +20,10 @@ from kilopix.generator import Generator
 from kilopix.model_files import CONFIG, WEIGHTS
 from kilopix.runtime import read_json, say, write_json
 from kilopix.types import UserError
+from kilopix.web.prompts import prompts_to_try
 
 Format = Literal["hub", "diffusers"]
-PROMPTS = ("a photo of a penguin", "a photo of a red car", "a cat on a pale blue background")
+SAMPLES_ON_CARD = 3
 CARD, SAMPLES = "README.md", "samples"
 MADE_BY = "kilopix export"
 
@@ -32,22 +34,27 @@ def run(
     kind: Format = "hub",
     scores: Sequence[Path] = (),
     about: About | None = None,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[str] = (),
     seed: int = 0,
     changes: SamplingChanges = UNCHANGED,
     device: str = "auto",
 ) -> None:
     """Write the folder, in place of one that this command wrote before.
 
-    `changes` become the exported model's own sampling settings. Raises `UserError` for scores of other
+    `changes` become the exported model's own sampling settings. Without `prompts`, its samples are of what it
+    was trained on. Without `scores`, the card has those that lie in the run or beside it. Raises `UserError` for scores of other
     weights, and for a folder that something else made.
     """
     _check_free(out)
-    cards = read_cards(scores)
     generator = Generator.from_pretrained(model, device, dtype="float32")
+    scores = scores or scores_beside(generator)
+    cards = read_cards(scores)
     for path, card in zip(scores, cards, strict=True):
         if card.checkpoint_sha256 not in (None, generator.fingerprint):
             raise UserError(f"{path}: scores of other weights than {generator.weights}.")
+    prompts = prompts or prompts_to_try(generator.trained_on, SAMPLES_ON_CARD)
+    if note := generator.trained_on.note(prompts):
+        say(note, stderr=True)
     sampling = generator.settings(changes)
     generator = replace(generator, recipe=generator.recipe.model_copy(update={"sampling": sampling}))
     about = about or About(out.resolve().name, "mit")
@@ -71,6 +78,21 @@ def run(
         shutil.rmtree(temporary, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     say(f"{out}: {size / 1e6:.1f} MB, {_how_to_load(kind, out)}")
+
+
+def scores_beside(generator: Generator) -> list[Path]:
+    """The cards of exactly these weights in their run, or in a folder beside it; each is named."""
+    run = generator.weights.resolve().parent
+    found = []
+    for path in sorted({*run.glob("**/card.json"), *run.parent.glob("*/card.json")}):
+        try:
+            card = read_card(path)
+        except UserError:
+            continue  # a file of this name that is something else
+        if card.checkpoint_sha256 == generator.fingerprint:
+            say(f"{path}: scores of these weights, put on the model card.")
+            found.append(path)
+    return found
 
 
 def _check_free(out: Path) -> None:

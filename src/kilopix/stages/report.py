@@ -19,10 +19,12 @@ from kilopix.curves import score_curves, training_curve, validation_curves
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
+from kilopix.data.trained_on import TrainedOn
 from kilopix.errors import UserError
 from kilopix.evaluation.protocol import Card, read_card
 from kilopix.runtime import atomic_path, read_json, read_lines, say
 
+JUDGED = "judged.jsonl"
 PER_TASK = 6
 SHEETS, SHEET_WIDTH = 6, 720
 
@@ -48,9 +50,11 @@ def run(
     """Write the page; `beside` are samples of another model, shown under those of the same prompts."""
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
+    trained_on = TrainedOn.in_header(header, str(run_folder / "recipe.json"))
     page = _template().render(
         recipe=json.dumps(header["recipe"], indent=1),
-        settings=_settings(header["recipe"], log[-1]["images"] if log else 0),
+        settings=_settings(header["recipe"], trained_on, log[-1]["images"] if log else 0),
+        seen=trained_on.seen(log[-1]["images"]) if log else "",
         curve=training_curve(log),
         validation=validation_curves(read_log(run_folder / "validation.jsonl")),
         scored=score_curves(read_log(run_folder / "scores.jsonl")),
@@ -61,7 +65,7 @@ def run(
         other_name=_model_name(beside) if beside else "",
         card=read_card(scores / "card.json") if scores else None,
         bars=_bars(read_card(scores / "card.json")) if scores else [],
-        tasks=_judged(scores) if scores else {},
+        tasks=_judged(scores) if scores and (scores / JUDGED).exists() else {},
         pastes=_pastes(augmented) if augmented else [],
         times=_times(times) if times else [],
     )
@@ -85,16 +89,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return read_lines(path) if path.exists() else []
 
 
-def _settings(recipe: dict[str, Any], seen: int) -> list[tuple[str, str]]:
+def _settings(recipe: dict[str, Any], trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
     """The settings that a reader asks for first."""
     model, training, sampling = recipe["model"], recipe["training"], recipe["sampling"]
     return [
         ("Network", f"{model['kind']}, {model['depth']} blocks of {model['width']}, patch {model['patch']}"),
-        ("Pictures seen", f"{seen:,} in batches of {training['batch_size']}"),
+        ("Trained on", f"{trained_on.seen(seen)}, in batches of {training['batch_size']}"),
         ("Optimizer", f"{recipe['optimizer']['kind']}, {recipe['optimizer']['lr']:g}"),
         (
             "Captions",
-            f"{recipe['data']['captioner']}, dropped for {recipe['objective']['caption_dropout']:.0%}",
+            f"{trained_on.captioner or 'source not recorded'}, "
+            f"dropped for {recipe['objective']['caption_dropout']:.0%}",
         ),
         (
             "Augmented pictures",
@@ -147,7 +152,7 @@ def _model_name(folder: Path) -> str:
 
 def _judged(folder: Path) -> dict[str, list[Figure]]:
     """Pictures of every task, some right and some wrong where there are both, with what was found in them."""
-    lines = read_lines(folder / "judged.jsonl")
+    lines = read_lines(folder / JUDGED)
     tasks: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         tasks.setdefault(line["tag"], []).append(line)

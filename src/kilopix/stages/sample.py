@@ -52,6 +52,8 @@ def run(
     The same call again goes on where it was; another call on the same folder replaces what is there.
     """
     generator = Generator.from_pretrained(model, device)
+    if note := generator.trained_on.note(prompts):
+        say(note, stderr=True)
     own = generator.settings(changes)
     sweep = sweep or Sweep()
     settings = [

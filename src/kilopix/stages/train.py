@@ -20,6 +20,7 @@ from typing import Any
 from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
+from kilopix.data.trained_on import TrainedOn
 from kilopix.engine import CHECKPOINTS, go_on_from, start, train
 from kilopix.graft import beginning
 from kilopix.network import build_network, training_flops_per_image
@@ -89,6 +90,7 @@ def _run(
         "text_fingerprint": index.text_fingerprint,
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
+        "trained_on": TrainedOn.of(shards, recipe.data.captioner).model_dump(mode="json"),
     }
     begun = processes.once(lambda: (out / MODEL).exists() or bool(checkpoints(out / CHECKPOINTS)))
     weights = beginning(recipe, header, out / RECIPE, begun, processes.main)

@@ -16,7 +16,7 @@ from kilopix.web.requests import LARGEST_SEED
 def build_compare_tab(server: Server) -> None:
     """The tab's fields, and what they do."""
     names = list(server.models)
-    examples = prompts_to_try(server.models[names[0]].generator.recipe)
+    examples = prompts_to_try(server.models[names[0]].generator.trained_on)
     limits = server.limits
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):

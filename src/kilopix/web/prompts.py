@@ -1,10 +1,14 @@
 """Prompts to try: such as a model can draw, by what it was trained on."""
 
 import random
+import re
+from itertools import cycle
 
-from kilopix.data.world.objects import OBJECTS, training_colors
-from kilopix.english import indefinite_article, plural, with_article
-from kilopix.recipe import Recipe
+from kilopix.data.captions import aio
+from kilopix.data.trained_on import TrainedOn
+from kilopix.data.world.backgrounds import colors_behind
+from kilopix.data.world.objects import training_colors
+from kilopix.english import indefinite_article, with_article
 
 _OF_IMAGENET = (
     "a fox on a pale blue background",
@@ -18,38 +22,51 @@ _OF_IMAGENET = (
     "a blue bird and a yellow bird on the same branch",
     "a cup of coffee to the left of an open book",
 )
+_PAIRS = (("penguin", "pizza"), ("cat", "banana"))
+"""Two objects that the installed model drew in seven of eight pictures."""
+_SHORT, _FEWEST_WORDS = 120, 4
 
 
-def prompts_to_try(recipe: Recipe, count: int = 10) -> list[str]:
-    """Prompts that show what the model of this recipe can do, the same at every call."""
-    if recipe.data.captioner != "structured":
-        return list(_OF_IMAGENET[:count])
+def prompts_to_try(trained_on: TrainedOn, count: int = 10) -> list[str]:
+    """Prompts that show what a model can do, the same at every call.
+
+    Of the embedded world, those that the installed model was measured to draw: one object, its colour, its
+    background, and a pair. Of other images, captions that it was trained on.
+    """
+    if trained_on.objects:
+        return _of_world(trained_on, count)
+    captions = trained_on.captions or [aio(name) for name in trained_on.classes]
+    own = list(dict.fromkeys(filter(None, (_first_sentence(caption) for caption in captions))))
+    step = max(1, len(own) // count)
+    return own[::step][:count] or list(_OF_IMAGENET[:count])
+
+
+def _first_sentence(caption: str) -> str:
+    """A caption, or of a long one its first sentence, cut where that is long itself."""
+    text = " ".join(caption.split())
+    if len(text) <= _SHORT:
+        return text
+    first = re.split(r"(?<=[.!?])\s", text)[0]
+    if len(first.split()) >= _FEWEST_WORDS and len(first) <= _SHORT:
+        return first
+    return text[:_SHORT].rsplit(" ", 1)[0].rstrip(" ,;:.")
+
+
+def _of_world(trained_on: TrainedOn, count: int) -> list[str]:
+    """Every object as it is, in a colour that training showed, and before a background that suits it."""
     rng = random.Random(5)
-    known = list(OBJECTS[: recipe.world.classes])
-    colored = [item.name for item in known if item.recolorable] or [item.name for item in known]
-    names = [item.name for item in known]
-
-    def in_color(name: str) -> str:
-        colors = [color for color in training_colors(name) if color]
-        color = rng.choice(colors) if colors else "red"
-        return f"{indefinite_article(color)} {color} {name}"
-
-    def three() -> list[str]:
-        """Names that do not come up again soon, where there are enough of them."""
-        if len(left) < 3:
-            left[:] = rng.sample(names, len(names))
-        return [left.pop() for _ in range(3)]
-
-    left: list[str] = []
+    items = rng.sample(trained_on.objects, len(trained_on.objects))
+    every, colored = cycle(items), cycle([item for item in items if item.recolorable] or items)
+    named = trained_on.captioner == "aio"  # captions that tell neither colours nor backgrounds
     prompts: list[str] = []
-    for _ in range(4 * count):  # some come up twice where few objects are known
-        first, second, third = three()
-        fourth, fifth, sixth = three()
-        prompts += [
-            f"a photo of {with_article(first)}",
-            f"a photo of {in_color(rng.choice(colored))}",
-            f"a photo of {with_article(second)} and {with_article(third)}",
-            f"a photo of three {plural(fourth)}",
-            f"a photo of {with_article(fifth)} left of {with_article(sixth)}",
-        ]
-    return list(dict.fromkeys(prompts))[:count]
+    for turn in range(3 * count):  # some come up twice where few objects are known
+        name = next(colored if turn % 3 == 1 else every).name
+        color = rng.choice(training_colors(name))
+        ground = rng.choice(colors_behind(name, color))
+        thing = with_article(f"{color} {name}" if color and turn % 3 and not named else name)
+        told = turn % 3 == 2 and not named
+        before = f" on {indefinite_article(ground)} {ground} background" if told else ""
+        prompts.append(f"a photo of {thing}{before}")
+    known = {item.name for item in items}
+    pairs = [f"a photo of {with_article(a)} and {with_article(b)}" for a, b in _PAIRS if {a, b} <= known]
+    return list(dict.fromkeys([*prompts[: count - 1], *pairs[:1], *prompts]))[:count]

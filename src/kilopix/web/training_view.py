@@ -47,7 +47,7 @@ class TrainingView:
         self.worker = worker
         self.like = like
         self.recipe: dict[str, Any] = read_json(folder / "recipe.json")["recipe"]
-        self.prompts = prompts_to_try(like.generator.recipe, SHOWN)
+        self.prompts = prompts_to_try(like.generator.trained_on, SHOWN)
         self.milestones: deque[Milestone] = deque(maxlen=_KEPT)
         self._sampling: Ticket[Any] | None = None
         self._seen: Path | None = None
