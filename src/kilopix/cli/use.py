@@ -84,8 +84,8 @@ def export(
     scores: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Protocol card, or folder with one, to put on the model card; can be repeated. Those of these "
-            "weights in the run and beside it, if not given."
+            help="Protocol card, or folder with one, to put on the model card; can be repeated.",
+            show_default="those of these weights in the run or beside it",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name on the hub, OWNER/NAME; else the folder's.")] = None,
@@ -96,8 +96,8 @@ def export(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            help="Prompt of a sample picture on the card; can be repeated. Some that it was trained for, if not "
-            "given."
+            help="Prompt of a sample picture on the card; can be repeated.",
+            show_default="some of what it was trained on",
         ),
     ] = None,
     seed: Seed = 0,

@@ -38,11 +38,13 @@ class Origin(Config):
 class TrainedOn(Config):
     """What a model was trained on, as far as it is known.
 
-    `images` is how many different ones there are, None if that was not recorded. `classes` are at most
+    `images` is how many different ones there are, `augmented` how many versions of them beside; None if that
+    was not recorded. `classes` are at most
     `MOST_CLASSES` of the `class_count`, `captions` a few spread over all images.
     """
 
     images: int | None = None
+    augmented: int | None = None
     captioner: str = ""
     world: bool = False
     classes: tuple[str, ...] = ()
@@ -64,6 +66,7 @@ class TrainedOn(Config):
             origin = Origin(captioner=captioner if world else "", world=world)
         return cls(
             images=len(shards),
+            augmented=shards.index.augmented,
             captioner=origin.captioner,
             world=origin.world,
             classes=tuple(classes[:MOST_CLASSES]),

@@ -4,6 +4,8 @@ In: a generator, protocol cards, samples. Out: the text of `README.md`, as the H
 """
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -108,27 +110,33 @@ def _front_matter(
 def _pictures(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
-    heads = " | ".join(f"![{s.prompt}]({s.file})" for s in samples)
+    heads = " | ".join(f"![{_plain(s.prompt)}]({s.file})" for s in samples)
     rules = " | ".join("---" for _ in samples)
-    texts = " | ".join(f"{s.prompt} (seed {s.seed})" for s in samples)
+    texts = " | ".join(f"{_plain(s.prompt)} (seed {s.seed})" for s in samples)
     return f"| {heads} |\n| {rules} |\n| {texts} |"
 
 
+def _plain(text: str) -> str:
+    """A text from outside in Markdown: none of its characters is markup, and it stays in its cell."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
 def _use(about: About, samples: Sequence[Sample], diffusers: bool) -> str:
-    prompt = (samples[0].prompt if samples else "a photo").replace('"', "'")
+    prompt = samples[0].prompt if samples else "a photo"
+    quoted = json.dumps(prompt, ensure_ascii=False)
     if diffusers:
         return (
             "With diffusers and transformers; kilopix is not needed. The pipeline's code is in this folder, "
             "so read it before you trust it.\n\n"
             "```python\nfrom diffusers import DiffusionPipeline\n\n"
             f'pipeline = DiffusionPipeline.from_pretrained("{about.name}", trust_remote_code=True)\n'
-            f'image = pipeline("{prompt}", seed=0).images[0]\n```'
+            f"image = pipeline({quoted}, seed=0).images[0]\n```"
         )
     return (
         "```python\nfrom kilopix import Generator\n\n"
         f'generator = Generator.from_pretrained("{about.name}")\n'
-        f'image = generator("{prompt}", seed=0)[0]\n```\n\n'
-        f'or `kilopix sample {about.name} "{prompt}"`.'
+        f"image = generator({quoted}, seed=0)[0]\n```\n\n"
+        f"or `kilopix sample {about.name} {shlex.quote(prompt)}`."
     )
 
 
@@ -154,7 +162,7 @@ def _training(generator: Generator, about: About) -> str:
 
 def _classes(trained_on: TrainedOn) -> str:
     """The number of classes, and the first few by name."""
-    shown = ", ".join(trained_on.classes[:NAMED_CLASSES])
+    shown = _plain(", ".join(trained_on.classes[:NAMED_CLASSES]))
     more = ", ..." if trained_on.class_count > NAMED_CLASSES else ""
     return f"{trained_on.class_count:,}: {shown}{more}" if shown else "not recorded"
 

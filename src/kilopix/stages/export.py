@@ -42,8 +42,8 @@ def run(
     """Write the folder, in place of one that this command wrote before.
 
     `changes` become the exported model's own sampling settings. Without `prompts`, its samples are of what it
-    was trained on. Without `scores`, the card has those that lie in the run or beside it. Raises `UserError` for scores of other
-    weights, and for a folder that something else made.
+    was trained on. Without `scores`, the card has those that lie in the run or beside it. Raises
+    `UserError` for scores of other weights, and for a folder that something else made.
     """
     _check_free(out)
     generator = Generator.from_pretrained(model, device, dtype="float32")
@@ -84,7 +84,8 @@ def scores_beside(generator: Generator) -> list[Path]:
     """The cards of exactly these weights in their run, or in a folder beside it; each is named."""
     run = generator.weights.resolve().parent
     found = []
-    for path in sorted({*run.glob("**/card.json"), *run.parent.glob("*/card.json")}):
+    inside = [path for pattern in ("*/card.json", "scores/*/scores/card.json") for path in run.glob(pattern)]
+    for path in sorted({*inside, *run.parent.glob("*/card.json")}):
         try:
             card = read_card(path)
         except UserError:

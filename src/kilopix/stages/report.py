@@ -103,7 +103,9 @@ def _settings(recipe: dict[str, Any], trained_on: TrainedOn, seen: int) -> list[
         ),
         (
             "Augmented pictures",
-            f"{recipe['data']['augment']['kind']}, above t = {recipe['objective']['augment_above']} "
+            "none"
+            if trained_on.augmented == 0
+            else f"{recipe['data']['augment']['kind']}, above t = {recipe['objective']['augment_above']} "
             f"with probability {recipe['objective']['augment_probability']}",
         ),
         (
