@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.data.trained_on import TrainedOn
 from kilopix.data.world.objects import OBJECTS
 from kilopix.errors import UserError
 from kilopix.generator import Generator
 from kilopix.web.data_view import TIMES, DataView
 from kilopix.web.models import ServedModel, load_models
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.requests import Limits
 from kilopix.web.training_view import SHOWN, TrainingView
 from kilopix.web.worker import Worker

@@ -9,11 +9,13 @@ import httpx
 import pytest
 from gradio_client import Client as GradioClient
 from PIL import Image, ImageDraw
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from kilopix import Generator, PromptWarning
 from kilopix.data.captions import aio, cropped, short_with_inset, with_inset
 from kilopix.data.cutmix import choose_crop, choose_paste
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.data.trained_on import TrainedOn
 from kilopix.data.world.captions import short_caption, structured_caption
 from kilopix.data.world.objects import HUES, OBJECTS, training_colors
@@ -24,7 +26,6 @@ from kilopix.evaluation.placed import placed
 from kilopix.recipe import load_recipe
 from kilopix.stages import caption, encode, train
 from kilopix.training.checkpoint import read_weights
-from kilopix.web.prompts import prompts_to_try
 from live_server import Live, post
 from tiny import TINY, Cli
 
@@ -186,7 +187,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     draw(folder / "train", ("robot", "house boat"), 15, 0)
     draw(folder / "val", ("robot", "house boat"), 8, 1)
-    recipe = load_recipe("mini", SMALL)
+    recipe = load_recipe("mini", [*SMALL, "preview.every=96", "preview.steps=1", "preview.seeds=1"])
     caption.run(folder / "train", folder / "captions.parquet", "given")
     caption.run(folder / "val", folder / "held_out.parquet", "given")
     encode.run(folder / "captions.parquet", folder / "shards", recipe, device="cpu")
@@ -205,8 +206,22 @@ def test_a_run_knows_its_images_classes_captions_and_who_wrote_them(own: Path):
     written = {file.read_text(encoding="utf-8") for file in (own / "train").rglob("*.txt")}
     assert set(trained_on.captions) <= written
     assert {"robot" in caption for caption in trained_on.captions} == {True, False}
-    assert set(prompts_to_try(trained_on)) <= written
+    for count in (2, 3, 10):
+        prompts = prompts_to_try(trained_on, count)
+        assert len(prompts) == count
+        assert set(prompts) <= written
+        assert {"robot" in prompt for prompt in prompts} == {True, False}
     assert trained_on.note(["a dog on the moon"]) == ""
+
+
+def test_sheets_of_a_run_show_what_it_is_trained_on(own: Path):
+    written = {file.read_text(encoding="utf-8") for file in (own / "train").rglob("*.txt")}
+    with safe_open(own / "run" / "previews" / "prompts.safetensors", framework="pt") as file:
+        *prompts, negative = json.loads(file.metadata()["texts"])
+    assert negative == ""
+    assert len(prompts) == 3
+    assert set(prompts) <= written
+    assert len(list((own / "run" / "previews").glob("*.png"))) == 1
 
 
 def test_evaluate_skips_the_tasks_of_a_world_that_the_model_never_saw(own: Path, cli: Cli):

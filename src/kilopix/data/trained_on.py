@@ -5,7 +5,7 @@ speaks of its own images.
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kilopix.config import Config, parse
 from kilopix.data.world.objects import OBJECTS, WorldObject
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 MOST_CLASSES, MOST_CAPTIONS, LONGEST_CAPTION = 1000, 16, 400
 _LOOKED_AT = 64
 _RULES_OF_WORLD = ("structured", "aio")
+
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of some items, spread evenly over all."""
+    return [items[i * len(items) // count] for i in range(count)] if len(items) > count else list(items)
 
 
 class Origin(Config):
@@ -56,9 +63,8 @@ class TrainedOn(Config):
         """What shards hold; `captioner` is the recipe's, for shards that were made before they told."""
         classes = [name for name in shards.column("plain", "class_name").unique().to_pylist() if name]
         column = shards.column("plain", "caption")
-        numbers = range(0, len(column), max(1, len(column) // _LOOKED_AT))
-        found = list(dict.fromkeys(column[i].as_py()[:LONGEST_CAPTION] for i in numbers))
-        step = max(1, len(found) // MOST_CAPTIONS)
+        looked_at = [column[i].as_py() for i in spread(range(len(column)), _LOOKED_AT)]
+        found = list(dict.fromkeys(text[:LONGEST_CAPTION] for text in looked_at if text.strip()))
         origin = shards.index.origin
         if origin is None:
             objects = {form for item in OBJECTS for form in (item.name, item.folder)}
@@ -71,7 +77,7 @@ class TrainedOn(Config):
             world=origin.world,
             classes=tuple(classes[:MOST_CLASSES]),
             class_count=len(classes),
-            captions=tuple(found[::step][:MOST_CAPTIONS]),
+            captions=tuple(spread(found, MOST_CAPTIONS)),
         )
 
     @classmethod

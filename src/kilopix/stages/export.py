@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from kilopix.data.pictures import save_png
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.evaluation.protocol import read_card
 from kilopix.export.diffusers_folder import INDEX, write_pipeline
@@ -20,7 +21,6 @@ from kilopix.generator import Generator
 from kilopix.model_files import CONFIG, WEIGHTS
 from kilopix.runtime import read_json, say, write_json
 from kilopix.types import UserError
-from kilopix.web.prompts import prompts_to_try
 
 Format = Literal["hub", "diffusers"]
 SAMPLES_ON_CARD = 3

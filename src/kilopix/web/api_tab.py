@@ -2,8 +2,8 @@
 
 import gradio as gr
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.web.make_tab import Server
-from kilopix.web.prompts import prompts_to_try
 
 _TEXT = """### Pictures for programs
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.web import markup
 from kilopix.web.following import Sight
 from kilopix.web.make_tab import Server, sampling_fields, whole
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.requests import LARGEST_SEED
 
 

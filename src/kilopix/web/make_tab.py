@@ -13,11 +13,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.diffusion.samplers import SAMPLERS
 from kilopix.web import markup
 from kilopix.web.following import Sight, follow
 from kilopix.web.models import ServedModel
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.requests import LARGEST_SEED, Limits, Order, Refused, read_request, request_type, to_order
 from kilopix.web.rest import to_base64
 from kilopix.web.worker import Closing, QueueFull, Worker

@@ -13,12 +13,12 @@ from typing import Any
 
 from PIL import Image
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.errors import UserError
 from kilopix.generator import Generator
 from kilopix.runtime import read_json, say
 from kilopix.training.checkpoint import checkpoints
 from kilopix.web.models import ServedModel, share_encoders
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.worker import Closing, QueueFull, Ticket, Worker
 
 SHOWN = 6

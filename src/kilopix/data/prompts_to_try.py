@@ -5,7 +5,7 @@ import re
 from itertools import cycle
 
 from kilopix.data.captions import aio
-from kilopix.data.trained_on import TrainedOn
+from kilopix.data.trained_on import TrainedOn, spread
 from kilopix.data.world.backgrounds import colors_behind
 from kilopix.data.world.objects import training_colors
 from kilopix.english import indefinite_article, with_article
@@ -37,8 +37,7 @@ def prompts_to_try(trained_on: TrainedOn, count: int = 10) -> list[str]:
         return _of_world(trained_on, count)
     captions = trained_on.captions or [aio(name) for name in trained_on.classes]
     own = list(dict.fromkeys(filter(None, (_first_sentence(caption) for caption in captions))))
-    step = max(1, len(own) // count)
-    return own[::step][:count] or list(_OF_IMAGENET[:count])
+    return spread(own, count) or list(_OF_IMAGENET[:count])
 
 
 def _first_sentence(caption: str) -> str:
