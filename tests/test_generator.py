@@ -142,7 +142,7 @@ def answers(tiny_demo: Path) -> dict[str, str]:
         "-c",
         script,
         tiny_demo / "run",
-        json.dumps([*WRONG, "g(('a', 'b'), iter([1]))"]),
+        json.dumps([*WRONG, "g(('a cat', 'a car'), iter([1]))"]),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -156,7 +156,7 @@ def test_what_is_no_argument_is_a_users_mistake(answers: dict[str, str], call: s
 
 
 def test_any_list_of_prompts_and_seeds_will_do(answers: dict[str, str], generator: Generator):
-    assert answers["g(('a', 'b'), iter([1]))"] == "2 images"
+    assert answers["g(('a cat', 'a car'), iter([1]))"] == "2 images"
     assert len(generator(FOX, seeds=np.arange(2).tolist(), steps=1)) == 2
 
 

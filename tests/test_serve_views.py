@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kilopix.data.prompts_to_try import prompts_to_try
+from kilopix.data.trained_on import TrainedOn
 from kilopix.data.world.objects import OBJECTS
 from kilopix.errors import UserError
 from kilopix.generator import Generator
-from kilopix.recipe import Recipe
 from kilopix.web.data_view import TIMES, DataView
 from kilopix.web.models import ServedModel, load_models
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.requests import Limits
 from kilopix.web.training_view import SHOWN, TrainingView
 from kilopix.web.worker import Worker
@@ -101,11 +101,12 @@ def test_models_of_one_place_have_names_of_their_own(tiny_demo: Path):
 
 
 def test_prompts_to_try_are_what_the_model_knows():
-    recipe = Recipe.model_validate({"world": {"classes": 6}})
-    prompts = prompts_to_try(recipe)
+    world = TrainedOn.by_recipe("structured", 6)
+    prompts = prompts_to_try(world)
     assert len(set(prompts)) == 10
-    assert prompts == prompts_to_try(recipe)
+    assert prompts == prompts_to_try(world)
+    assert not world.note(prompts)
     unknown = [item.name for item in OBJECTS[6:]]
     assert not [text for text in prompts if any(f" {name}" in f" {text} " for name in unknown)]
-    photographs = Recipe.model_validate({"data": {"captioner": "aio", "image_size": 256}})
+    photographs = TrainedOn.by_recipe("aio", 6)
     assert not set(prompts) & set(prompts_to_try(photographs))

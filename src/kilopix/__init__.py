@@ -6,10 +6,12 @@ image = Generator.from_pretrained("run")("a photo of a fox")[0]
 
 from typing import TYPE_CHECKING, Any
 
+from kilopix.errors import PromptWarning
+
 if TYPE_CHECKING:
     from kilopix.generator import Generator
 
-__all__ = ["Generator"]
+__all__ = ["Generator", "PromptWarning"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,10 @@ In: the name or path of a model. Out: PIL images. A picture depends on the weigh
 the sampling settings alone: not on the batch that it is made in.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -17,8 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from kilopix.data.pictures import save_png
+from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.samplers import OnStep, SamplerName
 from kilopix.diffusion.sampling import PresetName, SamplingChanges, SamplingConfig
+from kilopix.errors import PromptWarning
 from kilopix.model_files import find_weights, in_low_precision, load_model
 from kilopix.models.rin import RIN
 from kilopix.network import Network, sample_latents
@@ -55,6 +58,7 @@ class Generator:
     whitening: LatentStatistics | None = None
     codec: PatchCodec | None = None
     dtype: torch.dtype = torch.float32
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     @classmethod
     def from_pretrained(
@@ -99,6 +103,7 @@ class Generator:
             model.whitening,
             codec,
             kind,
+            model.trained_on,
         )
 
     @cached_property
@@ -159,7 +164,8 @@ class Generator:
 
         Their seeds are `seed`, `seed` + 1, ..., or exactly `seeds`. What is None is the model's own setting;
         a `preset` replaces all of them first. `on_step` is called after every step of every batch, `on_image`
-        after every batch with the number of pictures done; an exception in either ends the call.
+        after every batch with the number of pictures done; an exception in either ends the call. Words that a
+        model of the embedded world was never taught are named in a `PromptWarning`.
         """
         prompts = [prompts] if isinstance(prompts, str) else _listed("prompts", prompts)
         if seeds is not None and (num_images is not None or seed is not None):
@@ -171,6 +177,8 @@ class Generator:
         changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
         settings = self.settings(changes, sampling)
         jobs = [(prompt, number) for prompt in prompts for number in seeds]
+        if note := self.trained_on.note([prompt for prompt in prompts if isinstance(prompt, str)]):
+            warnings.warn(note, PromptWarning, stacklevel=2)
         return self.generate(jobs, settings, batch_size, on_image, on_step, size)
 
     def settings(self, changes: SamplingChanges, sampling: SamplingConfig | None = None) -> SamplingConfig:

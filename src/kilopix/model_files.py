@@ -7,7 +7,7 @@ beside them. Weights stay mapped from their file, so that they take no memory tw
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from kilopix.config import parse
+from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
 from kilopix.diffusion.paths import GammaPath
 from kilopix.diffusion.sampling import PRESETS
@@ -51,6 +52,7 @@ class Model:
     autoencoder_fingerprint: str | None = None
     whitening: LatentStatistics | None = None
     codec: PatchCodec | None = None
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
 
 def find_weights(model: Path | str | None = None, revision: str | None = None) -> Path:
@@ -137,6 +139,7 @@ def load_model(weights: Path) -> Model:
         header["autoencoder_fingerprint"],
         LatentStatistics(*map(tuple, statistics.values())) if statistics else None,
         codec,
+        TrainedOn.in_header({**header, "recipe": recipe.model_dump()}, str(weights)),
     )
 
 
@@ -188,7 +191,7 @@ def released_recipe(kind: str, arguments: dict[str, object]) -> tuple[Recipe, in
     """
     config, channels, width, side = published_config(kind, arguments)
     recipe = Recipe(
-        data=DataConfig(image_size=side * SD_DOWNSAMPLING),
+        data=DataConfig(image_size=side * SD_DOWNSAMPLING, captioner="model"),
         text=T5Config(),
         autoencoder=SDAutoencoderConfig(name="benjamin-paine/stable-diffusion-v1-5", subfolder="vae"),
         model=config,

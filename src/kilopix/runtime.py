@@ -235,11 +235,11 @@ def pick_device(name: str = "auto") -> str:
     return name
 
 
-def say(text: str) -> None:
+def say(text: str, stderr: bool = False) -> None:
     """Tell the user one line; square brackets and paths are printed as they are."""
     from rich.console import Console
 
-    Console(soft_wrap=True).print(text, markup=False, highlight=False, emoji=False)
+    Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False, emoji=False)
 
 
 def report_left_out(failures: list[tuple[str, str]], path: Path, show: int = 10) -> None:

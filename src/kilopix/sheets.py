@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 
 from kilopix.data.pictures import grid, save_png
+from kilopix.data.prompts_to_try import prompts_to_try
+from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.network import Network, sample_latents
 from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
@@ -28,6 +30,7 @@ from kilopix.validation import evaluating
 
 FOLDER = "previews"
 BATCH = 16
+PROMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,9 @@ def open_preview(
     if not config.every:
         return None
     if not config.prompts:
-        raise UserError("preview.prompts is empty; name some prompts, or set preview.every=0.")
+        trained_on = TrainedOn.in_header(header, str(run_folder))
+        config = config.model_copy(update={"prompts": tuple(prompts_to_try(trained_on, PROMPTS))})
+        recipe = recipe.model_copy(update={"preview": config})
     texts = _texts(recipe, run_folder / FOLDER, str(header["text_fingerprint"]), device)
     autoencoder = load_autoencoder(recipe.autoencoder, shards_folder, device)
     if autoencoder.fingerprint != header["autoencoder_fingerprint"]:

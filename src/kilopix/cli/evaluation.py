@@ -301,7 +301,7 @@ def evaluate(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Score a model of the embedded world on six tasks and by KID, with the protocol of every score."""
+    """Score a model by KID, one of the embedded world on six tasks too, with the protocol of every score."""
     from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.stages.evaluate import run
 

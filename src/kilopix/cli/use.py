@@ -88,7 +88,10 @@ def export(
     ] = "hub",
     scores: Annotated[
         list[Path] | None,
-        typer.Option(help="Protocol card, or folder with one, to put on the model card; can be repeated."),
+        typer.Option(
+            help="Protocol card, or folder with one, to put on the model card; can be repeated.",
+            show_default="those of these weights in the run or beside it",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name on the hub, OWNER/NAME; else the folder's.")] = None,
     license_name: Annotated[str, typer.Option("--license", help="Licence, as the hub names it.")] = "mit",
@@ -96,7 +99,11 @@ def export(
         list[str] | None, typer.Option(help="Data set it was trained on, by its name on the hub.")
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="Prompt of a sample picture on the card; can be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Prompt of a sample picture on the card; can be repeated.",
+            show_default="some of what it was trained on",
+        ),
     ] = None,
     seed: Seed = 0,
     steps: Steps = None,
@@ -110,11 +117,11 @@ def export(
     """Write a folder for others: weights, model card, samples; for the Hugging Face hub, or for diffusers."""
     from kilopix.diffusion.sampling import SamplingChanges
     from kilopix.export.model_card import About
-    from kilopix.stages.export import PROMPTS, run
+    from kilopix.stages.export import run
 
     about = About(name or out.resolve().name, license_name, tuple(dataset or ()))
     changes = SamplingChanges(sampler, steps, guidance, negative_prompt, preset)
-    run(model, out, kind, scores or [], about, prompt or PROMPTS, seed, changes, device, overwrite)
+    run(model, out, kind, scores or [], about, prompt or [], seed, changes, device, overwrite)
 
 
 @app.command(epilog=example("kilopix serve run --shards shards"))

@@ -24,6 +24,7 @@ from kilopix.data.parts import open_table
 from kilopix.data.pixels import WHOLE, Box
 from kilopix.data.reused import image_key, text_key
 from kilopix.data.text_storage import StoredText, TextStorage, pack, view
+from kilopix.data.trained_on import Origin
 from kilopix.runtime import no_folder, read_json, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
 
@@ -72,6 +73,7 @@ class ShardIndex(Config):
     augmented: int
     left_out: int
     psnr_db: float | None
+    origin: Origin | None = None
     columns: dict[str, str] = _COLUMNS
     files: dict[str, str]
 

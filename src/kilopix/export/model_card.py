@@ -4,17 +4,21 @@ In: a generator, protocol cards, samples. Out: the text of `README.md`, as the H
 """
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from kilopix.data.trained_on import TrainedOn
 from kilopix.english import counted
 from kilopix.evaluation.protocol import Card, Score
 from kilopix.generator import Generator
 from kilopix.models.rin import RIN
 
 PAPER = "2502.21318"
+NAMED_CLASSES = 12
 FULL_NAMES = {"rin": "CAD-I, a recurrent interface network", "dit": "DiT-I, a diffusion transformer"}
 
 
@@ -107,41 +111,47 @@ def _front_matter(
 def _pictures(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
-    heads = " | ".join(f"![{s.prompt}]({s.file})" for s in samples)
+    heads = " | ".join(f"![{_plain(s.prompt)}]({s.file})" for s in samples)
     rules = " | ".join("---" for _ in samples)
-    texts = " | ".join(f"{s.prompt} (seed {s.seed})" for s in samples)
+    texts = " | ".join(f"{_plain(s.prompt)} (seed {s.seed})" for s in samples)
     return f"| {heads} |\n| {rules} |\n| {texts} |"
 
 
+def _plain(text: str) -> str:
+    """A text from outside in Markdown: none of its characters is markup, and it stays in its cell."""
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
 def _use(about: About, samples: Sequence[Sample], diffusers: bool) -> str:
-    prompt = samples[0].prompt if samples else "a photo of a fox"
+    prompt = samples[0].prompt if samples else "a photo"
+    quoted = json.dumps(prompt, ensure_ascii=False)
     if diffusers:
         return (
             "With diffusers and transformers; kilopix is not needed. The pipeline's code is in this folder, "
             "so read it before you trust it.\n\n"
             "```python\nfrom diffusers import DiffusionPipeline\n\n"
             f'pipeline = DiffusionPipeline.from_pretrained("{about.name}", trust_remote_code=True)\n'
-            f'image = pipeline("{prompt}", seed=0).images[0]\n```'
+            f"image = pipeline({quoted}, seed=0).images[0]\n```"
         )
     return (
         "```python\nfrom kilopix import Generator\n\n"
         f'generator = Generator.from_pretrained("{about.name}")\n'
-        f'image = generator("{prompt}", seed=0)[0]\n```\n\n'
-        f'or `kilopix sample {about.name} "{prompt}"`.'
+        f"image = generator({quoted}, seed=0)[0]\n```\n\n"
+        f"or `kilopix sample {about.name} {shlex.quote(prompt)}`."
     )
 
 
 def _training(generator: Generator, about: About) -> str:
     recipe = generator.recipe
     objective = recipe.objective
-    seen = (
-        f"{counted(generator.images_seen, 'image')}"
-        if generator.images_seen
-        else "images of a number not recorded"
-    )
+    trained_on = generator.trained_on
+    number = generator.images_seen
+    seen = trained_on.seen(number) if number else "images of a number not recorded"
     rows = {
         "data": ", ".join(about.datasets) or "not named",
-        "seen": f"{seen}, a batch of {recipe.training.batch_size}",
+        "images": f"{seen}, in batches of {recipe.training.batch_size}",
+        "classes": _classes(trained_on),
+        "captions": trained_on.captioner or "of a source not recorded",
         "objective": f"{objective.prediction} on the {objective.path.kind} path",
         "text encoder": generator.text_fingerprint or recipe.text.kind,
         "autoencoder": generator.autoencoder_fingerprint or recipe.autoencoder.kind,
@@ -149,6 +159,13 @@ def _training(generator: Generator, about: About) -> str:
         "kilopix": version("kilopix"),
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _classes(trained_on: TrainedOn) -> str:
+    """The number of classes, and the first few by name."""
+    shown = _plain(", ".join(trained_on.classes[:NAMED_CLASSES]))
+    more = ", ..." if trained_on.class_count > NAMED_CLASSES else ""
+    return f"{trained_on.class_count:,}: {shown}{more}" if shown else "not recorded"
 
 
 def _scores(card: Card) -> str:

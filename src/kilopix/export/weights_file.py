@@ -29,6 +29,7 @@ def header_of(generator: Generator) -> dict[str, Any]:
         "autoencoder_fingerprint": generator.autoencoder_fingerprint,
         "latent_whitening": {"mean": whitening.mean, "std": whitening.std} if whitening else None,
         "images_seen": generator.images_seen,
+        "trained_on": generator.trained_on.model_dump(mode="json"),
     }
     if isinstance(generator.recipe.autoencoder, PatchCodecConfig):
         header["codec"] = generator.recipe.autoencoder.model_dump(mode="json")

@@ -28,6 +28,7 @@ from kilopix.data.shards import (
     read_index,
     write_index,
 )
+from kilopix.data.trained_on import Origin
 from kilopix.data.verify import lost_files
 from kilopix.encoding import EncodePart, to_images
 from kilopix.english import counted
@@ -140,7 +141,7 @@ def run(
     if workers is None and engine == "local" and device != "cpu":
         workers = torch.cuda.device_count() if device == "cuda" else 1
     make_parts(parts, make, "encode", total, workers, engine, wants_gpu=device != "cpu")
-    index, left_out = _index(parts, recipe, out, psnr, job["online"])
+    index, left_out = _index(parts, recipe, out, psnr, job["online"], Origin.of(plain))
     if not index.plain:
         raise UserError(f"{manifest}: none of its pictures could be read below {plain.root}.")
     write_index(out, index)
@@ -231,7 +232,12 @@ def _load_some(pictures: Pictures, numbers: list[int]) -> Tensor:
 
 @working("hash the shards")
 def _index(
-    parts: ShardParts, recipe: Recipe, out: Path, psnr: float | None, augmentation: dict[str, Any]
+    parts: ShardParts,
+    recipe: Recipe,
+    out: Path,
+    psnr: float | None,
+    augmentation: dict[str, Any],
+    origin: Origin,
 ) -> tuple[ShardIndex, list[tuple[str, str]]]:
     """The index of the finished parts, and the pictures that they lack."""
     gathered = gather([parts.path(i) for i in range(parts.count)], out)
@@ -261,6 +267,7 @@ def _index(
         augmented=gathered.rows.get("augmented", 0),
         left_out=len(gathered.left_out),
         psnr_db=psnr,
+        origin=origin,
         files=files,
     )
     return index, gathered.left_out

@@ -1,5 +1,7 @@
 """Weights to scores: six tasks as in GenEval over the embedded world, and a distance to held-out pictures.
 
+A model of other images has never seen the objects of the six tasks, and gets the distance alone.
+
 In: a run, and the manifest of held-out pictures with captions. Out: a folder with the pictures that were
 judged, what was found in each, and `card.json`: every score with its interval and its protocol.
 """
@@ -16,6 +18,7 @@ import torch
 from kilopix.config import merge, parse, parse_overrides
 from kilopix.data.manifest import Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_image, open_picture, square
+from kilopix.data.trained_on import TrainedOn
 from kilopix.data.world.objects import HUES, OBJECTS, training_colors
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
 from kilopix.english import counted
@@ -49,6 +52,7 @@ JUDGED = "judged.jsonl"
 FAILURES = "failures.jsonl"
 FOLDER = Folder(("tasks/*", "fidelity/*", JUDGED, CARD), (FAILURES,), instead=OPTION)
 FEWEST_HELD_OUT = 8
+FEWEST_COLORED = 2
 # The judge reports only what passes its own threshold, so none of GenEval's two is applied again.
 JUDGE_OPTIONS = GenevalOptions(threshold=0.0, counting_threshold=0.0)
 
@@ -80,14 +84,16 @@ def run(
     generator = Generator.from_pretrained(model, device)
     recipe = _with_overrides(generator.recipe, overrides)
     sampling = changes.apply(recipe.sampling)
-    prompts = task_prompts(recipe)
+    prompts, why_none = _prompts_for(generator, recipe)
     rows = _spread(reference.rows, recipe.evaluation.fidelity_images)
     style = recipe.evaluation.prompt_style
     texts = [placed(prompt) if style == "placed" else prompt.text for prompt in prompts]
     asked_for = prompts_to_text(prompts) + ("\n".join(texts) + "\n" if style == "placed" else "")
     prompts_sha256 = sha256_of_text(asked_for + "\n".join(row.caption for row in rows))
-    judge, features = load_judge(generator.device), load_efficientnet_lite0(generator.device)
-    evaluator_sha256 = sha256_of_text(judge.fingerprint + features.fingerprint)
+    judge = load_judge(generator.device) if prompts else None
+    features = load_efficientnet_lite0(generator.device)
+    evaluators = [judge.fingerprint] if judge else []
+    evaluator_sha256 = sha256_of_text("".join([*evaluators, features.fingerprint]))
     protocol = {
         "stage": "evaluate",
         "weights": generator.fingerprint,
@@ -104,7 +110,7 @@ def run(
     judged_jobs = _jobs(out / "tasks", [text for text in texts for _ in range(repeats)], seed)
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
     if (out / CARD).exists():
-        files = [*(job.file for job in judged_jobs + fidelity_jobs), out / JUDGED]
+        files = [job.file for job in judged_jobs + fidelity_jobs] + ([out / JUDGED] if judge else [])
         lost = [file.relative_to(out) for file in files if not is_whole(file)]
         if not lost:
             card = read_card(out / CARD)
@@ -114,10 +120,13 @@ def run(
     real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
     report_left_out(left_out, out / FAILURES)
     _make_pictures(generator, judged_jobs + fidelity_jobs, sampling, recipe.evaluation.batch_size)
-    with working("looking for objects in the pictures"):
-        detections = judge.detect(_read([job.file for job in judged_jobs]))
-    results = score_images(asked, detections, JUDGE_OPTIONS)
-    _write_judged(out / JUDGED, judged_jobs, results, detections)
+    task_scores: list[Score] = []
+    if judge:
+        with working("looking for objects in the pictures"):
+            detections = judge.detect(_read([job.file for job in judged_jobs]))
+        results = score_images(asked, detections, JUDGE_OPTIONS)
+        _write_judged(out / JUDGED, judged_jobs, results, detections)
+        task_scores = _task_scores(results)
     fake = _read([job.file for job in fidelity_jobs])
     with working("comparing with held-out pictures"):
         kernel = kernel_distance_interval(features.features(real), features.features(fake))
@@ -135,21 +144,45 @@ def run(
         steps=sampling.steps,
         guidance=sampling.guidance.scale,
         resolution=min(fake.shape[-2:]),
-        images_per_prompt=repeats,
+        images_per_prompt=repeats if prompts else 1,
         images=len(judged_jobs) + len(fidelity_jobs),
-        evaluator=f"judge of the embedded world, {features.name}",
+        evaluator=f"judge of the embedded world, {features.name}" if judge else features.name,
         evaluator_sha256=evaluator_sha256,
         reference_sha256=sha256_of_file(held_out),
         settings={"real_images": len(real)},
         kilopix_version=version("kilopix"),
         versions=versions(),
-        left_out=tuple(LeftOut(name=f"held-out image {name}", because=why) for name, why in left_out),
-        scores=(*_task_scores(results), kid),
+        left_out=(
+            *(LeftOut(name=f"held-out image {name}", because=why) for name, why in left_out),
+            *([LeftOut(name="six tasks", because=why_none)] if why_none else []),
+        ),
+        scores=(*task_scores, kid),
     )
     write_card(out / CARD, card)
-    overall = card.scores[0]
-    say(f"{out / CARD}: mean of six tasks {overall.value:.1%} ({overall.low:.1%} to {overall.high:.1%}).")
+    first = card.scores[0]
+    told = (lambda v: f"{v:.1%}") if task_scores else (lambda v: f"{v:.4f}")
+    say(f"{out / CARD}: {first.name} {told(first.value)} ({told(first.low)} to {told(first.high)}).")
     return card
+
+
+def _prompts_for(generator: Generator, recipe: Recipe) -> tuple[list[Prompt], str]:
+    """The prompts of the six tasks; none for a model that cannot be asked, and why, which is told."""
+    trained_on = generator.trained_on
+    colored = [item for item in trained_on.objects if item.recolorable]
+    if len(colored) >= FEWEST_COLORED:
+        return task_prompts(recipe, trained_on), ""
+    classes = list(trained_on.classes)
+    own = f" ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})" if classes else ""
+    why = f"the model was trained on other images{own} than the embedded world's, whose objects they ask for"
+    if trained_on.world:
+        why = (
+            f"they need {FEWEST_COLORED} objects that come in all colours, and the model knows {len(colored)}"
+        )
+    say(
+        f"six tasks: skipped, since {why}. KID to the held-out images follows; for FID and more use `kilopix "
+        "fidelity`, and for open prompts `kilopix sample-benchmark geneval` with `kilopix geneval`."
+    )
+    return [], why
 
 
 def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
@@ -160,9 +193,9 @@ def _with_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     return parse(Recipe, merge(recipe.model_dump(mode="json"), values), "overrides")
 
 
-def task_prompts(recipe: Recipe) -> list[Prompt]:
-    """The prompts of the six tasks over the objects that a recipe trains on."""
-    chosen = OBJECTS[: recipe.world.classes]
+def task_prompts(recipe: Recipe, trained_on: TrainedOn | None = None) -> list[Prompt]:
+    """The prompts of the six tasks over the objects that a model knows, or those that its recipe draws."""
+    chosen = trained_on.objects if trained_on else OBJECTS[: recipe.world.classes]
     recolorable = [item.name for item in chosen if item.recolorable]
     seen = {(name, color) for name in recolorable for color in training_colors(name) if color}
     names = [item.name for item in chosen]

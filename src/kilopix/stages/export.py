@@ -10,7 +10,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
+from kilopix.evaluation.protocol import read_card
 from kilopix.export.diffusers_folder import INDEX, write_pipeline
 from kilopix.export.model_card import About, Sample, model_card, read_cards
 from kilopix.export.weights_file import header_of, write_weights
@@ -22,7 +24,7 @@ from kilopix.runtime import read_json, say, sha256_of_text, write_json
 from kilopix.types import UserError
 
 Format = Literal["hub", "diffusers"]
-PROMPTS = ("a photo of a penguin", "a photo of a red car", "a cat on a pale blue background")
+SAMPLES_ON_CARD = 3
 CARD, SAMPLES = "README.md", "samples"
 FOLDER = Folder(
     (
@@ -48,7 +50,7 @@ def run(
     kind: Format = "hub",
     scores: Sequence[Path] = (),
     about: About | None = None,
-    prompts: Sequence[str] = PROMPTS,
+    prompts: Sequence[str] = (),
     seed: int = 0,
     changes: SamplingChanges = UNCHANGED,
     device: str = "auto",
@@ -56,14 +58,19 @@ def run(
 ) -> None:
     """Write the folder; the same command again says that it is done.
 
-    `changes` become the exported model's own sampling settings. Raises `UserError` for scores of other
-    weights, and for a folder that something else made.
+    `changes` become the exported model's own sampling settings. Without `prompts`, its samples are of what it
+    was trained on. Without `scores`, the card has those that lie in the run or beside it. Raises
+    `UserError` for scores of other weights, and for a folder that something else made.
     """
-    cards = read_cards(scores)
     generator = Generator.from_pretrained(model, device, dtype="float32")
+    scores = scores or scores_beside(generator)
+    cards = read_cards(scores)
     for path, card in zip(scores, cards, strict=True):
         if card.checkpoint_sha256 not in (None, generator.fingerprint):
             raise UserError(f"{path}: scores of other weights than {generator.weights}.")
+    prompts = prompts or prompts_to_try(generator.trained_on, SAMPLES_ON_CARD)
+    if note := generator.trained_on.note(prompts):
+        say(note, stderr=True)
     sampling = generator.settings(changes)
     generator = replace(generator, recipe=generator.recipe.model_copy(update={"sampling": sampling}))
     about = about or About(out.resolve().name, "mit")
@@ -103,6 +110,22 @@ def run(
         shutil.rmtree(temporary, ignore_errors=True)
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     say(f"{out}: {size / 1e6:.1f} MB, {_how_to_load(kind, out)}")
+
+
+def scores_beside(generator: Generator) -> list[Path]:
+    """The cards of exactly these weights in their run, or in a folder beside it; each is named."""
+    run = generator.weights.resolve().parent
+    found = []
+    inside = [path for pattern in ("*/card.json", "scores/*/scores/card.json") for path in run.glob(pattern)]
+    for path in sorted({*inside, *run.parent.glob("*/card.json")}):
+        try:
+            card = read_card(path)
+        except UserError:
+            continue  # a file of this name that is something else
+        if card.checkpoint_sha256 == generator.fingerprint:
+            say(f"{path}: scores of these weights, put on the model card.")
+            found.append(path)
+    return found
 
 
 def _how_to_load(kind: Format, out: Path) -> str:

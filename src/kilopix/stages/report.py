@@ -20,6 +20,7 @@ from kilopix.curves import score_curves, training_curve, validation_curves
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
+from kilopix.data.trained_on import TrainedOn
 from kilopix.english import counted
 from kilopix.errors import UserError
 from kilopix.jobs import check_report, write_report
@@ -64,9 +65,11 @@ def run(
     check_report(out, "report")
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
+    trained_on = TrainedOn.in_header(header, str(run_folder / "recipe.json"))
     page = _template().render(
         recipe=json.dumps(header["recipe"], indent=1),
-        settings=_settings(header["recipe"], log[-1]["images"] if log else 0),
+        settings=_settings(header["recipe"], trained_on, log[-1]["images"] if log else 0),
+        seen=trained_on.seen(log[-1]["images"]) if log else "",
         curve=training_curve(log),
         validation=validation_curves(read_log(run_folder / "validation.jsonl")),
         scored=score_curves(read_log(run_folder / "scores.jsonl")),
@@ -100,20 +103,23 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return read_lines(path) if path.exists() else []
 
 
-def _settings(recipe: dict[str, Any], seen: int) -> list[tuple[str, str]]:
+def _settings(recipe: dict[str, Any], trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
     """The settings that a reader asks for first."""
     model, training, sampling = recipe["model"], recipe["training"], recipe["sampling"]
     return [
         ("Network", f"{model['kind']}, {model['depth']} blocks of {model['width']}, patch {model['patch']}"),
-        ("Pictures seen", f"{seen:,} in batches of {training['batch_size']}"),
+        ("Trained on", f"{trained_on.seen(seen)}, in batches of {training['batch_size']}"),
         ("Optimizer", f"{recipe['optimizer']['kind']}, {recipe['optimizer']['lr']:g}"),
         (
             "Captions",
-            f"{recipe['data']['captioner']}, dropped for {recipe['objective']['caption_dropout']:.0%}",
+            f"{trained_on.captioner or 'source not recorded'}, "
+            f"dropped for {recipe['objective']['caption_dropout']:.0%}",
         ),
         (
             "Augmented pictures",
-            f"{recipe['data']['augment']['kind']}, above t = {recipe['objective']['augment_above']} "
+            "none"
+            if trained_on.augmented == 0
+            else f"{recipe['data']['augment']['kind']}, above t = {recipe['objective']['augment_above']} "
             f"with probability {recipe['objective']['augment_probability']}",
         ),
         (

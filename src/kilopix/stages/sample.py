@@ -57,6 +57,8 @@ def run(
     The same call again goes on where it was; the folder of another one is replaced only with `overwrite`.
     """
     generator = Generator.from_pretrained(model, device)
+    if note := generator.trained_on.note(prompts):
+        say(note, stderr=True)
     own = generator.settings(changes)
     sweep = sweep or Sweep()
     settings = [

@@ -53,6 +53,8 @@ def run(
     """
     asked, style, sha256 = _asked(benchmark, per_prompt, lengthened, questions)
     generator = Generator.from_pretrained(model, device)
+    if note := generator.trained_on.note([one.text for one in asked]):
+        say(note, stderr=True)
     sampling = changes.apply(generator.recipe.sampling)
     _begin(
         out,

@@ -20,6 +20,7 @@ from typing import Any
 from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
+from kilopix.data.trained_on import TrainedOn
 from kilopix.engine import CHECKPOINTS, go_on_from, start, train
 from kilopix.english import counted
 from kilopix.graft import beginning
@@ -99,6 +100,7 @@ def _run(
         "text_fingerprint": index.text_fingerprint,
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
+        "trained_on": TrainedOn.of(shards, recipe.data.captioner).model_dump(mode="json"),
     }
     found: State = processes.once(lambda: _state(out, header, overwrite))
     begun = found == "same" and processes.once(lambda: _has_weights(out))

@@ -28,7 +28,7 @@ class PreviewConfig(Config):
     """A sheet of pictures of the same prompts and seeds, made with the average."""
 
     every: int = Field(default=0, ge=0)
-    prompts: tuple[str, ...] = ("a photo of a cat", "a photo of a red car", "a photo of a dog and a bird")
+    prompts: tuple[str, ...] = Field(default=(), description="some of what it is trained on, if none")
     seeds: int = Field(default=2, ge=1, description="pictures of every prompt")
     steps: int = Field(default=20, ge=1, le=1000)
     guidance: float | None = Field(default=None, ge=0, description="the recipe's if not given")

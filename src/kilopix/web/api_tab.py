@@ -2,8 +2,8 @@
 
 import gradio as gr
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.web.make_tab import Server
-from kilopix.web.prompts import prompts_to_try
 
 _TEXT = """### Pictures for programs
 
@@ -45,7 +45,7 @@ with 429 and the seconds after which to try again.
 def build_api_tab(server: Server) -> None:
     """The tab's text, with the address under which the visitor sees the page."""
     first = next(iter(server.models.values()))
-    prompt = prompts_to_try(first.generator.recipe)[0]
+    prompt = prompts_to_try(first.generator.trained_on)[0]
 
     def text(root: str) -> str:
         return _TEXT.format(root=root, prompt=prompt, limits=server.limits, first=first.name)

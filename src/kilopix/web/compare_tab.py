@@ -6,17 +6,17 @@ from typing import Any
 
 import gradio as gr
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.web import markup
 from kilopix.web.following import Sight
 from kilopix.web.make_tab import Server, sampling_fields, whole
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.requests import LARGEST_SEED
 
 
 def build_compare_tab(server: Server) -> None:
     """The tab's fields, and what they do."""
     names = list(server.models)
-    examples = prompts_to_try(server.models[names[0]].generator.recipe)
+    examples = prompts_to_try(server.models[names[0]].generator.trained_on)
     limits = server.limits
     with gr.Row(equal_height=False):
         with gr.Column(scale=4, min_width=300):

@@ -13,11 +13,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.diffusion.samplers import SAMPLERS
 from kilopix.web import markup
 from kilopix.web.following import Sight, follow
 from kilopix.web.models import ServedModel
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.requests import LARGEST_SEED, Limits, Order, Refused, read_request, request_type, to_order
 from kilopix.web.rest import to_base64
 from kilopix.web.worker import Closing, QueueFull, Worker
@@ -52,13 +52,19 @@ class Server:
         except Refused as refused:
             raise gr.Error(str(refused), print_exception=False) from None
 
+    def _notes(self, orders: list[Order]) -> list[str]:
+        """What of the prompts the models were never taught, each line once."""
+        notes = [self.models[order.model].note([prompt for prompt, _ in order.jobs]) for order in orders]
+        return list(dict.fromkeys(filter(None, notes)))
+
     async def follow(self, orders: list[Order]) -> AsyncIterator[tuple[list[Sight], str]]:
         """Sights of orders, each with how far they are; a full queue is shown to the visitor."""
         started = time.monotonic()
+        notes = "".join(markup.note(text, "warning") for text in self._notes(orders))
         walk = follow(self.worker, orders)
         try:
             async for sights in walk:
-                yield sights, markup.progress(sights, time.monotonic() - started)
+                yield sights, markup.progress(sights, time.monotonic() - started) + notes
         except (QueueFull, Closing) as refused:
             raise gr.Error(str(refused), print_exception=False) from None
         finally:
@@ -103,7 +109,7 @@ def sampling_fields(server: Server) -> SamplingFields:
 def build_make_tab(server: Server) -> None:
     """The tab's fields, and what they do."""
     limits, first = server.limits, next(iter(server.models.values()))
-    examples = prompts_to_try(first.generator.recipe)
+    examples = prompts_to_try(first.generator.trained_on)
     history = gr.BrowserState([], storage_key="kilopix-history", secret="kilopix")
     last = gr.State(None)
     with gr.Row(equal_height=False):

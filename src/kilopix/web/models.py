@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kilopix.diffusion.samplers import OnStep
 from kilopix.diffusion.sampling import SamplingConfig
-from kilopix.english import counted
 from kilopix.generator import Generator
 from kilopix.web.requests import Offer
 
@@ -46,8 +45,12 @@ class ServedModel:
             _KINDS.get(self.generator.recipe.model.kind, self.generator.recipe.model.kind),
             f"{self.parameters / 1e6:.1f} million parameters",
             f"{side} x {side} pixels",
-            f"{counted(self.generator.images_seen, 'picture')} seen",
+            self.generator.trained_on.seen(self.generator.images_seen),
         ]
+
+    def note(self, prompts: Sequence[str]) -> str:
+        """One line on what of the prompts it was never taught; empty where nothing is known to be."""
+        return self.generator.trained_on.note(prompts)
 
     def make(
         self, jobs: Sequence[tuple[str, int]], sampling: SamplingConfig, on_step: OnStep | None = None

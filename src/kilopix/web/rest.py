@@ -50,6 +50,10 @@ class PictureAnswer(BaseModel):
     size: str
     settings: Settings
     data: list[PictureData]
+    warnings: list[str] = Field(
+        default=[],
+        description="What of the prompt the model was never taught, and what it knows; mostly empty.",
+    )
 
 
 class ModelCard(BaseModel):
@@ -136,12 +140,14 @@ def build_rest(worker: Worker, limits: Limits) -> FastAPI:
             for image, (_, seed) in zip(images, order.jobs, strict=True)
         ]
         created = int(time.time())
+        note = worker.models[order.model].note([prompt for prompt, _ in order.jobs])
         return PictureAnswer(
             created=created,
             model=order.model,
             size=f"{side}x{side}",
             settings=_settings(order.sampling),
             data=data,
+            warnings=[note] if note else [],
         )
 
     async def models() -> ModelList:

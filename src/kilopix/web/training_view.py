@@ -14,13 +14,13 @@ from typing import Any
 
 from PIL import Image
 
+from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.errors import UserError
 from kilopix.generator import Generator
 from kilopix.runtime import read_json, say
 from kilopix.training.checkpoint import checkpoints
 from kilopix.web.curve import Point
 from kilopix.web.models import ServedModel, share_encoders
-from kilopix.web.prompts import prompts_to_try
 from kilopix.web.worker import Closing, QueueFull, Ticket, Worker
 
 SHOWN = 6
@@ -50,7 +50,7 @@ class TrainingView:
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UserError(f"{folder}: no run there; give a folder that `kilopix train` writes.")
             say(f"{folder}: no run there yet; the Training tab waits for one to begin.")
-        self.prompts = prompts_to_try(like.generator.recipe, SHOWN)
+        self.prompts = prompts_to_try(like.generator.trained_on, SHOWN)
         self.milestones: deque[Milestone] = deque(maxlen=_KEPT)
         self._sampling: Ticket[Any] | None = None
         self._seen: Path | None = None
