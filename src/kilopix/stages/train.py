@@ -98,7 +98,7 @@ def _run(
         "autoencoder_fingerprint": index.autoencoder_fingerprint,
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
     }
-    found = processes.once(lambda: _state(out, header, overwrite))
+    found: State = processes.once(lambda: _state(out, header, overwrite))
     begun = found == "same" and processes.once(lambda: _has_weights(out))
     before = out / RECIPE if found == "same" else None
     weights = beginning(recipe, header, before, begun, processes.main)
