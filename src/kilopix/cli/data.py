@@ -202,8 +202,11 @@ def encode(
         bool, typer.Option("--stored", help="Take the arrays of the published release's tar shards.")
     ] = False,
     codec: Annotated[
-        Path | None,
-        typer.Option(help="Shards whose patch codec is used, so that a run on these can start from theirs."),
+        str | None,
+        typer.Option(
+            help="Shards, or a model such as `mini`, whose patch codec is used, so that a run on these can "
+            "start from theirs."
+        ),
     ] = None,
     workers: Workers = None,
     engine: EngineName = "local",

@@ -175,16 +175,8 @@ def load_autoencoder(config: AutoencoderConfig, folder: Path | None, device: str
     if folder is None:
         raise UserError("autoencoder patch: give the folder of the shards, where its codec is stored.")
     codec = PatchCodec.load(folder / CODEC_FILE)
-    if codec.config != config:
-        raise UserError(
-            f"{folder / CODEC_FILE}: was fitted with {_values(codec.config)}, but {_values(config)} "
-            "are asked for."
-        )
+    codec.check(config, str(folder / CODEC_FILE))
     return codec.to(device)
-
-
-def _values(config: PatchCodecConfig) -> str:
-    return f"patch={config.patch}, channels={config.channels}, whitening={config.whitening:g}"
 
 
 def _load_sd(config: SDAutoencoderConfig, device: str) -> Autoencoder:

@@ -131,6 +131,13 @@ class PatchCodec:
         error = (self.decode(self.encode(images).mean) - images.to(self.mean.device)).double().square().mean()
         return float(10 * torch.log10(4.0 / error))
 
+    def check(self, config: PatchCodecConfig, origin: str) -> None:
+        """Raise `UserError` if the codec was fitted with other settings than these."""
+        if self.config != config:
+            raise UserError(
+                f"{origin}: was fitted with {_values(self.config)}, but {_values(config)} are asked for."
+            )
+
     def to(self, device: str) -> "PatchCodec":
         """The same codec on another device."""
         tensors = (self.mean.to(device), self.analysis.to(device), self.synthesis.to(device))
@@ -236,3 +243,7 @@ def _regress_on_neighbours(
     gram.diagonal().add_(_RIDGE * count)
     weights = torch.linalg.solve(gram, moments)
     return kernel + rearrange(weights, "(c i j) p -> p c i j", i=3, j=3)
+
+
+def _values(config: PatchCodecConfig) -> str:
+    return f"patch={config.patch}, channels={config.channels}, whitening={config.whitening:g}"

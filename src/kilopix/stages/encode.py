@@ -6,7 +6,6 @@ beside the shards. Of a manifest that has changed since, only what is new is enc
 """
 
 import random
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from kilopix.data.verify import lost_files
 from kilopix.encoding import EncodePart, to_images
 from kilopix.english import counted
 from kilopix.jobs import JOB, Folder, open_job
+from kilopix.model_files import find_weights, load_model
 from kilopix.pretrained.autoencoder import (
     load_autoencoder,
 )
@@ -40,7 +40,6 @@ from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.progress import working
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
-    atomic_path,
     name_some,
     pick_device,
     read_json,
@@ -74,12 +73,12 @@ def run(
     engine: Engine = "local",
     rows_per_part: int = ROWS_PER_PART,
     stored: bool = False,
-    codec: Path | None = None,
+    codec: Path | str | None = None,
     overwrite: bool = False,
 ) -> ShardIndex:
     """Encode a manifest into shards; the same command again goes on, or says that it is done.
 
-    `codec` names other shards, or a run, whose patch codec is used instead of one fitted on the pictures,
+    `codec` names other shards, or a model, whose patch codec is used instead of one fitted on the images,
     so that a run on them can start from one on those. With `online`, the recipe's augmented pictures are
     made while encoding rather than read. With `stored`, what the published release keeps beside its
     pictures is taken as it is, and nothing plain is encoded.
@@ -104,9 +103,9 @@ def run(
     }
     if recipe.data.windows != "square":
         job["windows"] = recipe.data.windows
-    if codec is not None:
-        codec = _given_codec(codec, recipe)
-        job["codec"] = sha256_of_file(codec)
+    given = None if codec is None else _given_codec(codec, recipe)
+    if given:
+        job["codec"] = given.fingerprint
     if (out / INDEX).exists() and read_json(out / JOB) == job:
         index = read_index(out)
         lost = lost_files(out, index)
@@ -132,9 +131,8 @@ def run(
             + (" The codec stays as it was fitted." if (out / CODEC).exists() else "")
         )
     device = device if engine == "ray" else pick_device(device)
-    if codec is not None and not (out / CODEC).exists():
-        with atomic_path(out / CODEC) as temporary:
-            shutil.copyfile(codec, temporary)
+    if given and not (out / CODEC).exists():
+        given.save(out / CODEC)
     psnr = _fit_codec(pictures["plain"], out, recipe)
     make = replace(make, device=device)
     total = sum(len(p) for p in pictures.values())
@@ -193,12 +191,23 @@ def _check_release(recipe: Recipe) -> None:
         )
 
 
-def _given_codec(folder: Path, recipe: Recipe) -> Path:
-    """The file of another data set's patch codec, checked against the recipe's settings."""
-    if not isinstance(recipe.autoencoder, PatchCodecConfig):
-        raise UserError(f"--codec: for autoencoder.kind=patch; the recipe's is {recipe.autoencoder.kind!r}.")
-    load_autoencoder(recipe.autoencoder, folder, "cpu")
-    return folder / CODEC
+def _given_codec(name: Path | str, recipe: Recipe) -> PatchCodec:
+    """The patch codec of other shards, of a run or of a model, checked against the recipe's settings."""
+    config = recipe.autoencoder
+    if not isinstance(config, PatchCodecConfig):
+        raise UserError(f"--codec: for autoencoder.kind=patch; the recipe's is {config.kind!r}.")
+    if (file := Path(name) / CODEC).is_file():
+        codec = PatchCodec.load(file)
+    elif (Path(name) / INDEX).is_file():
+        raise UserError(
+            f"--codec {name}: its images were encoded by another autoencoder, without a patch codec."
+        )
+    else:
+        codec = load_model(find_weights(name)).codec
+    if codec is None:
+        raise UserError(f"--codec {name}: these weights carry no patch codec, and none lies beside them.")
+    codec.check(config, str(name))
+    return codec
 
 
 @working("fit the codec")
