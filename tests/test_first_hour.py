@@ -4,6 +4,8 @@ import re
 import shlex
 from pathlib import Path
 
+import pytest
+
 from terminal import Seen, in_pipe, in_terminal
 from test_docs import SMALLER
 
@@ -21,7 +23,7 @@ def commands(page: str) -> list[list[str]]:
 
 def smaller(command: list[str]) -> list[str]:
     """The command with settings that take seconds in place of minutes."""
-    return [*command, *SMALLER.get(command[0], [])]
+    return command if "--dry-run" in command else [*command, *SMALLER.get(command[0], [])]
 
 
 def look(command: list[str], seen: Seen) -> None:
@@ -46,10 +48,16 @@ def test_the_readme_in_a_terminal_of_80_columns(tmp_path: Path):
     assert any("━" in line for _, seen in done for line in seen.lines)
 
 
-def test_the_ten_minute_start_in_a_pipe(tmp_path: Path):
+def test_the_ten_minute_start_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for command in commands("docs/start.md"):
         seen = in_pipe(smaller(command), tmp_path)
         look(command, seen)
         assert "\x1b" not in seen.raw, f"escape codes in the log of kilopix {shlex.join(command)}"
         assert "\r" not in seen.raw
         assert "━" not in seen.raw
+    assert (tmp_path / "report.html").stat().st_size > 100_000
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
+    (python,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(python, {})
+    assert (tmp_path / "cat.png").is_file()
