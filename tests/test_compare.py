@@ -105,6 +105,6 @@ def test_what_does_not_belong_together_is_an_error(tmp_path: Path, cli: Cli):
     other = make_card(tmp_path / "c", some(9), "dpg", evaluator="geneval")
     assert "no two of these cards" in cli("compare", a, other, "--out", tmp_path / "out").err
     assert "twice" in cli("compare", a, a / "card.json", "--out", tmp_path / "out").err
-    assert "no such file" in cli("compare", a, tmp_path / "none", "--out", tmp_path / "out").err
+    assert "no such folder of scores" in cli("compare", a, tmp_path / "none", "--out", tmp_path / "out").err
     assert cli("compare", a, "--out", tmp_path / "out").code == 0
     assert "| **a** | 0.4 |" in (tmp_path / "out" / "compare.md").read_text(encoding="utf-8")

@@ -211,7 +211,7 @@ def test_verify_names_every_fault(photos: Path, tmp_path: Path, cli: Cli):
     damaged = table.set_column(place, "mean", pa.array(column, pa.large_binary()))
     (out / name).unlink()
     write_table(out / name, damaged)
-    assert "1 faults" in cli("verify", out).err, "the hash differs"
+    assert "1 fault" in cli("verify", out).err, "the hash differs"
     write_index(out, index.model_copy(update={"files": index.files | {name: sha256_of_file(out / name)}}))
     (fault,) = verify(out).faults
     assert fault.startswith(f"{name}: mean of 1 rows is of the wrong size or not finite, first of ")

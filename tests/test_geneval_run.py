@@ -201,7 +201,7 @@ def test_a_smaller_set_is_never_scored(tmp_path: Path, models: Path, cli: Cli):
     expect("2 pictures, where 4 are expected", "--per-prompt", "4")
     expect("are not of 64x64 pixels", "--size", "64")
     picture.unlink()
-    expect("00001/samples: 1 pictures, where 2 are expected")
+    expect("00001/samples: 1 picture, where 2 are expected")
     picture.write_bytes(whole[:99])
     expect("1 of the pictures cannot be read: 00001/samples/0001.png")
     picture.write_bytes(sample_path(root, 2, 0).read_bytes())
@@ -265,11 +265,11 @@ def test_from_a_checkpoint_to_a_card(
     ]
     generate, calls = Generator.generate, []
 
-    def stop_in_the_second_batch(self, jobs, *rest):
+    def stop_in_the_second_batch(self, jobs, *rest, **more):
         calls.append(jobs)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return generate(self, jobs, *rest)
+        return generate(self, jobs, *rest, **more)
 
     monkeypatch.setattr(Generator, "generate", stop_in_the_second_batch)
     assert cli(*make).code != 0

@@ -321,7 +321,10 @@ def test_prompts_come_from_arguments_file_or_standard_input(
     assert cli(*again, "--steps", "3", "--guidance", "2", "--sampler", "heun").code == 0
     assert (out / "00001.png").exists()
     assert (out / "00000.png").stat().st_mtime_ns == kept
-    assert cli("sample", tiny_demo / "run", "a photo of a cat", "-o", out, "--steps", "2").code == 0
+    other = ("sample", tiny_demo / "run", "a photo of a cat", "-o", out, "--steps", "2")
+    assert "--overwrite" in cli(*other).err
+    assert (out / "00000.png").stat().st_mtime_ns == kept
+    assert cli(*other, "--overwrite").code == 0
     assert (out / "00000.png").stat().st_mtime_ns > kept
     assert sorted(f.name for f in out.glob("0*.png")) == ["00000.png"], "pictures of the other call are left"
     (tmp_path / "mine").mkdir()

@@ -53,7 +53,7 @@ def test_the_command_line_reads_prompts_with_the_same_reader(
     monkeypatch.setattr("sys.stdin", io.StringIO(ODD))
     assert cli("sample", "mini", "--out", tmp_path / "a").code == 2
     monkeypatch.setattr(lengthen, "sha256_of_text", lambda text: stop(text.split("\n")))
-    assert cli("lengthen", tmp_path / "b", "--model", "none", "--prompts", file).code == 2
+    assert cli("lengthen", tmp_path / "b.jsonl", "--model", "none", "--prompts", file).code == 2
     assert seen == [expected] * 3
 
 

@@ -59,7 +59,7 @@ def test_genevals_layout(tmp_path: Path):
     assert found.files == tuple(f"0000{i}/samples/0000{j}.png" for i in (0, 1) for j in (0, 1))
     assert found.prompts == ("a photo of a fox",) * 2 + ("a photo of a car",) * 2
     (tmp_path / "00001" / "samples" / "00001.png").unlink()
-    with pytest.raises(UserError, match=r"00001/samples: 1 pictures, where 2 are expected"):
+    with pytest.raises(UserError, match=r"00001/samples: 1 picture, where 2 are expected"):
         read_picture_set(tmp_path)
 
 

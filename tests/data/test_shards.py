@@ -146,7 +146,7 @@ def test_damage_is_found(tmp_path: Path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"1 faults: plain-00001\.arrow: damaged"):
+    with pytest.raises(UserError, match=r"1 fault: plain-00001\.arrow: damaged"):
         check_shards_are_whole(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match=r"plain-00001\.arrow: missing"):

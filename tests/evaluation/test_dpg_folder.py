@@ -44,7 +44,7 @@ def test_single_pictures_and_folders(tmp_path: Path):
         (["a.png", "b.png", "notes.txt"], "single", "notes.txt: out of place"),
         (["a.png", "b/0.png"], "single", "b: out of place"),
         (["a/0.png", "b.png"], "folders", "b.png: out of place"),
-        (["a/0.png", "a/1.png", "b/0.png"], "folders", "b: 1 pictures, where 2 are expected"),
+        (["a/0.png", "a/1.png", "b/0.png"], "folders", "b: 1 picture, where 2 are expected"),
         (["a/0.png", "b/0.txt"], "folders", "0.txt: not a picture"),
         (["a/0.png", "a/0.jpg", "b/0.png", "b/1.png"], "folders", "are the same picture of the prompt"),
     ],

@@ -53,7 +53,7 @@ def test_what_is_out_of_place_is_named(tmp_path: Path):
     expect("00000/samples: 2 pictures, where 4 are expected", per_prompt=4)
     samples = tmp_path / "00001" / "samples"
     (samples / "0001.png").unlink()
-    expect("00001/samples: 1 pictures, where 2 are expected")
+    expect("00001/samples: 1 picture, where 2 are expected")
     (samples / "0001.jpg").touch()
     expect("0001.jpg: not a picture named")
     (samples / "0001.jpg").unlink()

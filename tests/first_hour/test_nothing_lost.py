@@ -178,13 +178,27 @@ AGAIN: dict[str, tuple[list[object], str]] = {
     "shards into scores": (["encode", "captions.parquet", "scores", *TINY], r"made by `kilopix evaluate`"),
     "scores into shards": (["geneval", "pictures", "--out", "scores"], r"scores: not empty"),
     "samples into a run": (["sample", "run", "a dog", "--out", "run"], r"run: not empty"),
-    "a report over a card": (["report", "run", "scores/card.json"], r"not made by `kilopix report`"),
-    "a page over a manifest": (["inspect", "shards", "captions.parquet"], r"not made by `kilopix inspect`"),
+    "a report over a card": (["report", "run", "scores/card.json"], r"ending in \.html"),
+    "a page over a manifest": (["inspect", "shards", "captions.parquet"], r"ending in \.html"),
     "faults over a manifest": (
         ["captions", "captions.parquet", "--out", "captions.parquet"],
-        r"not made by `kilopix captions`",
+        r"ending in \.json",
     ),
 }
+
+
+def test_a_page_that_was_not_written_by_the_command_stays(made: Path, cli: Cli, tmp_path: Path):
+    calls = (
+        ("report", made / "run", tmp_path / "page.html"),
+        ("inspect", made / "shards", tmp_path / "page.html"),
+        ("captions", made / "captions.parquet", "--out", tmp_path / "faults.json"),
+    )
+    for *arguments, file in calls:
+        Path(file).write_text("mine", encoding="utf-8")
+        done = cli(*arguments, file)
+        assert done.code == 2, arguments
+        assert f"not made by `kilopix {arguments[0]}`" in done.err
+        assert Path(file).read_text(encoding="utf-8") == "mine"
 
 
 @pytest.mark.parametrize("name", AGAIN)

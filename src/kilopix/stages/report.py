@@ -160,8 +160,13 @@ def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
 
 def _model_name(folder: Path) -> str:
     """What made the samples of a folder: the name of the weights, or of the run that they lie in."""
-    weights = Path(read_json(folder / "samples.json")["weights"])
+    weights = _weights_of(folder)
     return weights.parent.name if weights.stem == "model" else weights.stem
+
+
+def _weights_of(folder: Path) -> Path:
+    """Where the weights lay that made the samples of a folder."""
+    return (folder / read_json(folder / "samples.json")["weights"]).resolve()
 
 
 def _model_told(folder: Path) -> str:
@@ -169,7 +174,7 @@ def _model_told(folder: Path) -> str:
     name, made = _model_name(folder), read_json(folder / "samples.json")
     if made["weights_sha256"] == sha256_of_file(SHIPPED / f"{SHIPPED_MODEL}.safetensors"):
         return f"{name}, the model that is installed with kilopix, which trained for {SHIPPED_TRAINING}"
-    log = read_log(Path(made["weights"]).parent / "log.jsonl")
+    log = read_log(_weights_of(folder).parent / "log.jsonl")
     if not log:
         return name
     return f"{name}, which trained on {log[-1]['images']:,} images for {_clock(log[-1]['seconds'])}"

@@ -3,6 +3,7 @@
 In: a model, prompts. Out: a folder with `00000.png`, ..., `grid.png` and `samples.json`.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ def run(
     jobs = [_Job(prompt, number, s) for prompt in prompts for number in seeds for s in settings]
     files = [out / f"{i:05d}.png" for i in range(len(jobs))]
     made = {
-        "weights": str(generator.weights.resolve()),  # so that its folder has a name wherever it is read
+        # From here, so that both may be moved together, and equal calls elsewhere give equal files.
+        "weights": os.path.relpath(generator.weights.resolve(), out.resolve()),
         "weights_sha256": generator.fingerprint,
         "sampling": own.model_dump(mode="json"),
         "images": [
