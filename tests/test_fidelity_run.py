@@ -168,7 +168,7 @@ def test_features_of_real_pictures_are_shared_and_finished_work_is_kept(pictures
     assert (tmp_path / "a" / "card.json").read_bytes() == before
     assert not list(cache.rglob("*.arrow"))
     (real / "00003.png").write_bytes((fake / "00000.png").read_bytes())
-    with pytest.raises(UserError, match="reference has changed since"):
+    with pytest.raises(UserError, match="reference changed since"):
         run(fake, real, tmp_path / "a", weights, ["clip"], cache=cache, workers=1)
 
 

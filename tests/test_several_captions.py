@@ -102,7 +102,7 @@ def test_damaged_states_of_a_further_caption_are_found(shards: Shards, tmp_path:
     digest = sha256_of_file(copy / name)
     write_index(copy, shards.index.model_copy(update={"files": shards.index.files | {name: digest}}))
     (fault,) = verify(copy).faults
-    assert "more_text of 1 rows" in fault
+    assert "more_text of 1 row " in fault
     assert "2.png" in fault
 
 

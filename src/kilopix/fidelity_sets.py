@@ -145,7 +145,7 @@ def _check_real(real: PictureSet, size: tuple[int, int], config: FidelityConfig)
         "any" if config.fit_reference else size,
         config.allow_doubled,
         heads_only=True,
-        other_size="; make them of one size, or say fit_reference=true, which cuts the real ones",
+        other_size="; make them of one size, or add fit_reference=true, which cuts the real ones",
     )
 
 

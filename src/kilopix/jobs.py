@@ -187,7 +187,7 @@ def _differences(key: str, before: Any, now: Any) -> Iterator[str]:
         for name in only:
             yield from _differences(f"{key}.{name}" if key else name, before.get(name), now.get(name))
     elif _is_hash(before) and _is_hash(now):
-        yield f"{key} has changed since"
+        yield f"{key} changed since"
     elif isinstance(before, list) and isinstance(now, list) and max(len(before), len(now)) > 1:
         if len(before) != len(now):
             yield f"{key}: {len(before)} of them, here {len(now)}"

@@ -342,7 +342,11 @@ def test_only_rows_that_have_changed_are_encoded(tmp_path: Path, cli: Cli, count
     added = cli("caption", tmp_path / "world" / "train", captions, "--captioner", "structured")
     assert "12 kept, 1 new" in added.out
     counted.update(images=0, texts=0)
-    done = cli("encode", captions, shards, *ENCODE)
+    asked = cli("encode", captions, shards, *ENCODE)
+    assert asked.code == 2
+    assert "cannot be resumed" in asked.err
+    assert contents(shards) == before, "a run may be in the middle of these shards"
+    done = cli("encode", captions, shards, *ENCODE, "--overwrite")
     assert done.code == 0, done.err
     assert "0 of 4 parts stay" in done.out
     assert counted == {"images": 1, "texts": 4}  # long and short, of the corrected row and of the new one
@@ -375,7 +379,7 @@ def test_parts_whose_rows_are_the_same_stay(tmp_path: Path, cli: Cli, counted: d
     before = {file.name: file.stat().st_ino for file in shards.glob("plain-*.arrow")}
     correct(captions, 5, "A thing that was looked at again.")
     counted.update(images=0, texts=0)
-    assert "2 of 3 parts stay" in cli("encode", captions, shards, *ENCODE).out
+    assert "2 of 3 parts stay" in cli("encode", captions, shards, *ENCODE, "--overwrite").out
     assert counted == {"images": 0, "texts": 2}
     after = {file.name: file.stat().st_ino for file in shards.glob("plain-*.arrow")}
     assert [before[name] == after[name] for name in sorted(after)] == [True, False, True]

@@ -46,7 +46,7 @@ def test_a_difference_is_named_by_its_key_and_both_values():
         "seed: 1, here 2",
         "text.kind: tiny, here t5",
         "prompts: a, here b",
-        "images has changed since",
+        "images changed since",
     ]
     assert differences({"captioner": "aio"}, {"captioner": {"kind": "hub", "name": "x"}}) == [
         "captioner: aio, here hub"

@@ -24,7 +24,7 @@ from kilopix.errors import UserError
 app = typer.Typer()
 
 
-@app.command(epilog=example("kilopix sample mini 'a {red|blue} {car|cup}' --guidance 1,3,5"))
+@app.command(epilog=example("kilopix sample mini 'a {red|blue} {car|cat}' --guidance 1,3,5"))
 def sample(
     model: ModelName,
     prompts: Annotated[
@@ -94,7 +94,10 @@ def export(
         ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name on the hub, OWNER/NAME; else the folder's.")] = None,
-    license_name: Annotated[str, typer.Option("--license", help="Licence, as the hub names it.")] = "mit",
+    license_name: Annotated[
+        str | None,
+        typer.Option("--license", help="Licence, as the hub names it; if not given, none is stated"),
+    ] = None,
     dataset: Annotated[
         list[str] | None, typer.Option(help="Data set it was trained on, by its name on the hub.")
     ] = None,

@@ -5,6 +5,7 @@ those of the published data set: half, quarter, ninth, sixteenth of the area, or
 """
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,16 @@ SETTINGS: tuple[Setting, ...] = ("1/2", "1/4", "1/9", "1/16")
 SettingChoice = Literal["1/2", "1/4", "1/9", "1/16", "all"]
 _MARGIN = 0.05
 _CENTER = 0.10
+
+
+def one_class(names: Iterable[str]) -> str:
+    """Why CutMix cannot be made of images of at most one class, whose names these are, and what can."""
+    only = next((name for name in names if name), "")
+    there = f"there is only {only!r}" if only else "the manifest says the class of no image"
+    return (
+        f"CutMix pastes a picture of another class, and {there}. Take `--kind crop` "
+        "(data.augment.kind=crop), or train without augmented images, as `kilopix encode` and `train` can."
+    )
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ class About:
     """What only the owner of a model knows: its name, licence, and data sets by their names on the hub."""
 
     name: str
-    license: str
+    license: str | None = None
     datasets: tuple[str, ...] = ()
 
 
@@ -191,8 +191,9 @@ def _scores(card: Card) -> str:
 
 
 def _row(score: Score) -> str:
+    value = f"{score.value:.4g} {score.unit}".strip()
     between = f"{score.low:.4g} to {score.high:.4g}" if score.low is not None else "not estimated"
-    return f"| {score.name} | {score.value:.4g}{score.unit} | {between} | {score.n} |"
+    return f"| {score.name} | {value} | {between} | {score.n} |"
 
 
 def read_cards(paths: Sequence[Path]) -> list[Card]:

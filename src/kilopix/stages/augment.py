@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kilopix.data.augmented import BASE_HASH, Augmenter, Kind
-from kilopix.data.cutmix import SettingChoice, check_size
+from kilopix.data.cutmix import SettingChoice, check_size, one_class
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import (
     Manifest,
@@ -122,7 +122,7 @@ def _pixels_of(row: Row) -> tuple[object, ...]:
 def check_classes(source: Manifest, path: Path) -> None:
     """Refuse a manifest of one class, in which CutMix finds no partner."""
     if len({row.class_name for row in source.rows}) < 2:
-        raise UserError(f"{path}: CutMix pastes a picture of another class, and there is only one class.")
+        raise UserError(f"{path}: {one_class(row.class_name for row in source.rows)}")
 
 
 @dataclass(frozen=True)

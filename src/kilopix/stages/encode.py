@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kilopix.data.augmented import Augmenter, Pictures, load_ahead
+from kilopix.data.cutmix import one_class
 from kilopix.data.engines import Engine
 from kilopix.data.manifest import Manifest, read_manifest
 from kilopix.data.part_facts import EMPTY_TEXT, ShardParts, gather
@@ -119,15 +120,20 @@ def run(
     before = None
     if not stored and not FOLDER.unfinished(out):
         before = earlier_job(out, job, plain.rows, overwrite)
+    if before and (out / INDEX).exists() and not overwrite:
+        raise UserError(
+            f"{out}: images or captions have changed since these shards were made. With --overwrite only the "
+            "rows that are new or changed are encoded, but runs that were begun on these shards cannot be "
+            "resumed on changed ones: finish them first, or choose another folder."
+        )
     pictures = _pictures(plain, manifest, augmented, online, recipe, out, None if before else job, overwrite)
     parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
     make = EncodePart(pictures, parts, recipe, out, device, stored)
     if before:
         same = put_aside(out, job, parts, make.rows)
         say(
-            f"{out}: images or captions have changed since. {same} of {parts.count} parts stay, and of the "
-            "others only the rows that are new or changed are encoded. Runs that were begun on these shards "
-            "do not go on; begin new ones, from their weights with --start-from if you like."
+            f"{out}: {same} of {parts.count} parts stay as they are, and of the others only rows "
+            "that are new or changed are encoded."
             + (" The codec stays as it was fitted." if (out / CODEC).exists() else "")
         )
     device = device if engine == "ray" else pick_device(device)
@@ -167,7 +173,7 @@ def _pictures(
     if other is not None and not any(row.base in known for row in other.rows):
         raise UserError(f"{augmented}: none of its pictures is made from one of the plain manifest.")
     if online and augment.kind == "cutmix" and len({row.class_name for row in plain.rows}) < 2:
-        raise UserError(f"{path}: CutMix pastes a picture of another class, and there is only one class.")
+        raise UserError(f"{path}: {one_class(row.class_name for row in plain.rows)}")
     if job is not None:
         open_job(out, FOLDER, job, overwrite)
     with working("write the list of images"):
@@ -210,7 +216,7 @@ def _given_codec(name: Path | str, recipe: Recipe) -> PatchCodec:
     return codec
 
 
-@working("fit the codec")
+@working("prepare the codec")
 def _fit_codec(pictures: Pictures, out: Path, recipe: Recipe) -> float | None:
     """Fit the patch codec on a sample of the pictures, and measure it on pictures outside the sample."""
     if not isinstance(recipe.autoencoder, PatchCodecConfig):

@@ -73,7 +73,7 @@ def run(
         say(note, stderr=True)
     sampling = generator.settings(changes)
     generator = replace(generator, recipe=generator.recipe.model_copy(update={"sampling": sampling}))
-    about = about or About(out.resolve().name, "mit")
+    about = about or About(out.resolve().name)
     job = {
         "stage": "export",
         "format": kind,

@@ -153,7 +153,7 @@ def _state(out: Path, header: dict[str, Any], overwrite: bool) -> State:
     now = _job(header, out / RECIPE)
     then = _job(read_json(out / RECIPE), out / RECIPE) if (out / RECIPE).exists() else now
     more = then["training"]["images"] < now["training"]["images"]
-    longer = f" To train it on more images, begin another run from it: --start-from {out}." if more else ""
+    longer = f" To train it on more images, begin one in another OUT with --start-from {out}." if more else ""
     kind = replace(FOLDER, instead=f"{FOLDER.instead}{longer}")
     return state_of(out, kind, now, overwrite, read=lambda _: then)
 

@@ -116,7 +116,7 @@ def build_make_tab(server: Server) -> None:
         with gr.Column(scale=4, min_width=300):
             prompt = gr.Textbox(
                 label="Prompt",
-                lines=3,
+                lines=1,  # so that Enter makes pictures; it grows with the text
                 max_lines=8,
                 max_length=limits.prompt,
                 placeholder=examples[0],
