@@ -214,7 +214,7 @@ def test_verify_names_every_fault(photos: Path, tmp_path: Path, cli: Cli):
     assert "1 fault" in cli("verify", out).err, "the hash differs"
     write_index(out, index.model_copy(update={"files": index.files | {name: sha256_of_file(out / name)}}))
     (fault,) = verify(out).faults
-    assert fault.startswith(f"{name}: mean of 1 rows is of the wrong size or not finite, first of ")
+    assert fault.startswith(f"{name}: mean of 1 row is of the wrong size or not finite, first of ")
     assert table["path"][2].as_py() in fault
     write_index(out, index.model_copy(update={"plain": COUNT + 1}))
     write_table(out / name, table)

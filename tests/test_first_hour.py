@@ -32,7 +32,10 @@ def look(command: list[str], seen: Seen) -> None:
     assert seen.code == 0, name
     wrong = re.search(r"Traceback|Warning|warn\(|\bnan\b|\bNone\b", seen.text)
     assert not wrong, f"{wrong} in {name}"
-    assert not re.search(r"\b1 (images|pictures|classes|samples|captions|shards|prompts)\b", seen.text), name
+    wrong = re.search(
+        r"(?<![\d.,])1 (images|pictures|classes|samples|captions|shards|prompts)\b(?!/)", seen.text
+    )
+    assert not wrong, f"{wrong} in {name}"
     assert seen.lines, name
 
 
