@@ -290,7 +290,7 @@ def test_from_a_checkpoint_to_a_card(
     lines = [{"model": "tiny-7b", "model_fingerprint": "x", "instruction": "y"}, *texts]
     longer = tmp_path / "longer.jsonl"
     longer.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    assert "prompts_sha256 has changed" in cli(*make, "--lengthened", longer).err
+    assert "prompts_sha256 changed since" in cli(*make, "--lengthened", longer).err
     make[3] = out = tmp_path / "longer"
     assert cli(*make, "--lengthened", longer).code == 0
     assert calls[-1][0][0] == few[16].text + " in the soft light of dawn."
