@@ -109,8 +109,8 @@ def device_named(name: str) -> Device:
     names = [device.name for device in DEVICES]
     near = [one for one in names if wanted in one.split("-") or (len(wanted) > 2 and one.startswith(wanted))]
     near = near or difflib.get_close_matches(wanted, names, n=1)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise UserError(f"device {name!r} is not known; {hint}Known are {', '.join(names)}.")
+    hint = f"did you mean {' or '.join(map(repr, near))}? Known" if near else "known"
+    raise UserError(f"device {name!r} is not known; {hint} are {', '.join(names)}.")
 
 
 def this_device(device: str) -> Device | None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kilopix.data.cutmix import SETTINGS, choose_crop, choose_paste, paste, paste_at
+from kilopix.data.cutmix import SETTINGS, choose_crop, choose_paste, one_class, paste, paste_at
 from kilopix.errors import UserError
 
 SIDES = st.integers(20, 512)
@@ -104,3 +104,9 @@ def test_crops_are_square_windows_of_50_to_100_percent(seed):
 def test_pictures_too_small_for_the_geometry_are_refused():
     with pytest.raises(UserError, match="at least 20 pixels"):
         choose_paste("1/16", 16, random.Random(0))
+
+
+def test_why_there_is_no_cutmix_and_what_else_there_is():
+    assert "the manifest says the class of no image" in one_class(["", ""])
+    assert "there is only 'cat'" in one_class(["cat", "cat"])
+    assert "--kind crop" in one_class([])

@@ -108,7 +108,7 @@ def test_a_setting_is_looked_for_in_every_section(setting: str, hint: str):
         ("A100", "did you mean 'a100-80gb' or 'a100-40gb'?"),
         ("3090", "did you mean 'rtx-3090' or 'rtx-3090-ti'?"),
         ("rtx4090", "did you mean 'rtx-4090'?"),
-        ("abacus", "is not known; Known are b200"),
+        ("abacus", "is not known; known are b200"),
     ],
 )
 def test_a_device_is_known_by_a_part_of_its_name(asked: str, hint: str):

@@ -20,7 +20,6 @@ from kilopix.runtime import say
 from kilopix.types import UserError
 
 Engine = Literal["local", "ray"]
-ENGINES: tuple[Engine, ...] = ("local", "ray")
 MOST_DEATHS = 3
 """A part whose worker dies so often is not tried again: memory is short, or a file crashes a decoder."""
 

@@ -14,7 +14,6 @@ from kilopix.english import counted
 from kilopix.types import UserError
 
 Layout = Literal["grid", "single", "folders"]
-LAYOUTS: tuple[Layout, ...] = ("grid", "single", "folders")
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _IN_GRID = 4
 # Top left, top right, bottom left, bottom right, as the published scorer cuts a grid; in sides of a picture.

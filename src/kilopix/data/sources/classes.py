@@ -11,6 +11,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from kilopix.english import counted
 from kilopix.errors import UserError
 from kilopix.runtime import text_lines
 
@@ -213,9 +214,8 @@ def tell_classes(names: Iterable[str], shown: int = 6) -> str:
     if not counts:
         return ""
     first, *others = sorted(counts.items())[:shown]
-    told = [f"{first[0]} ({first[1]} {'image' if first[1] == 1 else 'images'})"]
+    told = [f"{first[0]} ({counted(first[1], 'image')})"]
     told += [f"{name} ({count:,})" for name, count in others]
     more = [f"and {len(counts) - shown:,} more"] if len(counts) > shown else []
-    kinds = f"{len(counts):,} {'class' if len(counts) == 1 else 'classes'}"
     left = f"; {without:,} of no class" if without else ""
-    return f"{kinds}: {', '.join([*told, *more])}{left}"
+    return f"{counted(len(counts), 'class')}: {', '.join([*told, *more])}{left}"

@@ -84,9 +84,9 @@ def _take(
         by_split.setdefault(split, []).append(path)
     named = sorted(name for name in by_split if name)
     unnamed = len(by_split.get(None, []))
-    there = ", ".join(f"{name} ({_files(len(by_split[name]))})" for name in named) or "none"
+    there = ", ".join(f"{name} ({counted(len(by_split[name]), 'file')})" for name in named) or "none"
     if unnamed and named:
-        there += f", and {_files(unnamed)} of none"
+        there += f", and {counted(unnamed, 'file')} of none"
     if asked is not None:
         word = re.compile(rf"(?<![a-z0-9]){re.escape(asked.lower())}(?![a-z0-9])")
         literal = [path for path in paths if word.search(path.lower())] if asked.lower() not in _NAMES else []
@@ -107,10 +107,6 @@ def _refuse_configurations(root: Path, paths: Sequence[str]) -> None:
     found = sorted({"/".join(some[:-2]) for some in parts if len(some) > 2 and split_of_folder(some[-2])})
     if len(found) > 1:
         raise UserError(f"{root}: holds several configurations, {', '.join(found)}; give {root / found[0]}.")
-
-
-def _files(count: int) -> str:
-    return counted(count, "file")
 
 
 def folder_of_split(
