@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.world.objects import OBJECTS, training_colors
 from kilopix.english import with_article
 from kilopix.errors import UserError
@@ -55,6 +56,7 @@ def prompts_for(recipe: Recipe) -> list[str]:
     return prompts
 
 
+@owns("out")
 def run(out: Path, recipe_name: str, overrides: Sequence[str] = (), overwrite: bool = False) -> Path | None:
     """Run the whole flow into `out` and return the report; None if training was asked to stop."""
     recipe = load_recipe(recipe_name, overrides)

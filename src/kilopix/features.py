@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kilopix.artefacts.locks import own_folder
 from kilopix.config import Config
 from kilopix.data.parts import Parts, make_parts, read_table, threads_here
 from kilopix.data.picture_sets import PictureSet, read_pixels
@@ -152,14 +153,15 @@ def store_features(
         "versions": versions(),
     }
     folder = base / "features" / f"{network}-{sha256_of_text(json.dumps(job))[:16]}"
-    open_job(folder, PARTS, job)
     files = pictures.set.files
     sizes = [min(rows, len(files) - start) for start in range(0, len(files), rows)]
     parts = Parts(folder, len(sizes))
-    if parts.missing():
-        make = FeaturePart(pictures, network, weights, device, rows)
-        workers = workers or (os.cpu_count() if device == "cpu" else 1)
-        make_parts(parts, make, title, len(files), workers)
+    with own_folder(folder, "fidelity", wait=True):  # who scores others against the same images waits
+        open_job(folder, PARTS, job)
+        if parts.missing():
+            make = FeaturePart(pictures, network, weights, device, rows)
+            workers = workers or (os.cpu_count() if device == "cpu" else 1)
+            make_parts(parts, make, title, len(files), workers)
     return StoredFeatures(parts, tuple(sizes), loaded.width, device)
 
 

@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from kilopix.artefacts.locks import FOLDER_LOCK
 from kilopix.errors import UserError
 from kilopix.runtime import atomic_path, read_json, write_json
 
@@ -26,8 +27,8 @@ OUT = "Choose another OUT, or replace it with --overwrite."
 OPTION = "Choose another place with --out, or replace it with --overwrite."
 """The same, where the place is an option."""
 SHOWN, LONGEST = 4, 40
-_LITTER = re.compile(r"(.*/)?(\..*\.tmp(/.*)?|\.DS_Store|Thumbs\.db)")
-"""What a killed command, or the system that shows folders, leaves behind."""
+_LITTER = re.compile(r"(.*/)?(\..*\.tmp(/.*)?|\.[^/]*\.lock|\.DS_Store|Thumbs\.db)")
+"""What a killed command, or the system that shows folders, leaves behind, and what says who writes."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,13 @@ def state_of(
 
 
 def clear(folder: Path, kind: Folder) -> None:
-    """Empty a folder whose place is taken, but for its record, which the new one replaces."""
+    """Empty a folder whose place is taken, but for its record, which the new one replaces, and its lock."""
     import shutil
 
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != kind.record:
+        elif entry.name not in (kind.record, FOLDER_LOCK):
             entry.unlink()
 
 

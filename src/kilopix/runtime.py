@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.artefacts.locks import temporary_beside
 from kilopix.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,20 +28,22 @@ _LAST_BYTES = {
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
     """Yield an empty temporary file beside `path`; on success it is flushed to disk and renamed to `path`.
 
+    Without `flush` it may be lost in a power cut, as one of many files that are quickly made again may be.
     Its mode is what the umask leaves, whatever the writer made of it: libraries that write through a
     temporary file of their own let nobody else read it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with open(temporary, "wb") as file:
             mode = os.fstat(file.fileno()).st_mode
         yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         if temporary.stat().st_mode != mode:
             temporary.chmod(mode)
         os.replace(temporary, path)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kilopix.artefacts.locks import delete_temporary
 from kilopix.data.engines import Engine, run_local, run_ray
 from kilopix.progress import Progress
 from kilopix.runtime import atomic_path, is_whole
@@ -99,24 +100,19 @@ def missing_parts(
 
     The bar counts up to `total`, spread evenly over the parts. What a killed worker left behind is deleted.
     """
-    _delete_unfinished(parts.folder)
+    delete_temporary(parts.folder)
     missing = parts.missing()
     each = total / max(parts.count, 1)
     begun = (parts.count - len(missing)) * each
     with Progress(title, total, begun, unit, quiet=not missing) as shown:
         yield missing, lambda _: shown.advance(each)
-    _delete_unfinished(parts.folder)
+    delete_temporary(parts.folder)
 
 
 def _local_workers(asked: int | None, rows: int) -> int:
     if asked is None and rows < ROWS_WORTH_PROCESSES:
         return 1
     return asked or os.cpu_count() or 1
-
-
-def _delete_unfinished(folder: Path) -> None:
-    for file in folder.glob(".*.tmp"):
-        file.unlink(missing_ok=True)
 
 
 def network_threads() -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.augmented import BASE_HASH, Augmenter, Kind
 from kilopix.data.cutmix import SettingChoice, check_size, one_class
 from kilopix.data.engines import Engine
@@ -26,7 +27,7 @@ from kilopix.data.rows import Rows, write_rows
 from kilopix.data.sources import BrokenImage
 from kilopix.english import counted
 from kilopix.jobs import JOB, Folder, check_same_job, open_job
-from kilopix.runtime import is_whole, name_some, remove_folder, say, sha256_of_file, write_json
+from kilopix.runtime import atomic_path, is_whole, name_some, remove_folder, say, sha256_of_file, write_json
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ FOLDER = Folder(("parts/part-*", MANIFEST), ("parts/*", "cutmix/*", "crop/*", "m
 _QUALITY = 95
 
 
+@owns("out")
 def run(
     manifest: Path,
     out: Path,
@@ -149,9 +151,6 @@ class AugmentPart:
             which = f", or its partner {planned.partner}" if planned.partner else ""
             return Row(row.path, row.class_name, error=f"{error} (itself{which})")
         file = self.out / planned.path
-        # Renamed when whole, but not flushed one by one: a picture lost in a power cut is made again.
-        temporary = file.with_name(f".{file.name}.tmp")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_jpeg(pixels, temporary, _QUALITY)
-        temporary.replace(file)
+        with atomic_path(file, flush=False) as temporary:
+            save_jpeg(pixels, temporary, _QUALITY)
         return planned

@@ -6,6 +6,7 @@ In: a run that was trained with `training.average.kind = "power"`. Out: a safete
 
 from pathlib import Path
 
+from kilopix.artefacts.locks import own_file
 from kilopix.english import counted
 from kilopix.jobs import OPTION, check_weights
 from kilopix.progress import working
@@ -39,10 +40,11 @@ def run(
         )
     images = nearest_moment(list(stored), at)
     out = out or run_folder / f"average-{sigma_rel:g}.safetensors"
-    with working("average"):
-        tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
-    check_weights(out, header, "average", overwrite, OPTION)
-    save_tensors(out, tensors, header)
+    with own_file(out, "average"):
+        with working("average"):
+            tensors, header, mismatch = reconstruct(stored, Profile(images, sigma_rel))
+        check_weights(out, header, "average", overwrite, OPTION)
+        save_tensors(out, tensors, header)
     count = sum(profile.images <= images for profile in stored)
     say(
         f"{out}: sigma_rel {sigma_rel:g} at {counted(images, 'image')}, from "

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from kilopix.artefacts.locks import owns
 from kilopix.captioning import (
     NO_CAPTION,
     ModelPart,
@@ -59,6 +60,7 @@ class Pictures:
     source: Source | None = None
 
 
+@owns("out", file=True)
 def run(
     images: Path,
     out: Path,
@@ -141,6 +143,7 @@ def _check_rule(pictures: Pictures, captioner: Rule | CaptionerConfig, images: P
         )
 
 
+@owns("out", file=True)
 def redo(
     manifest: Path,
     out: Path,

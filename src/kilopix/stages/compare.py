@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from kilopix.artefacts.locks import owns
 from kilopix.english import counted
 from kilopix.evaluation.comparison import Entry, Row, Unlike, differs, rows, unlike
 from kilopix.evaluation.protocol import Score, card_of, read_card
@@ -43,6 +44,7 @@ class Table:
     lines: tuple[tuple[Cell, ...], ...]
 
 
+@owns("out")
 def run(cards: Sequence[Path], out: Path, allow_unlike: bool = False, published: bool = True) -> list[Table]:
     """Write the tables; raises `UserError` that names every difference where protocols are unlike."""
     entries = [_read_entry(path, label) for path, label in zip(cards, _labels(cards), strict=True)]

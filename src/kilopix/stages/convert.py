@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kilopix.artefacts.locks import own_file
 from kilopix.jobs import check_weights
 from kilopix.pretrained.aesthetic import aesthetic_layers
 from kilopix.pretrained.inception import PUBLISHED, check_inception
@@ -29,8 +30,9 @@ def run(kind: Kind, source: Path, out: Path | None = None, overwrite: bool = Fal
         check_inception(tensors, source)
     else:
         aesthetic_layers(tensors, source)
-    check_weights(out, {"source_sha256": sha256}, "convert", overwrite)
-    _write(tensors, out, sha256)
+    with own_file(out, "convert"):
+        check_weights(out, {"source_sha256": sha256}, "convert", overwrite)
+        _write(tensors, out, sha256)
     if kind == "inception" and not sha256.startswith(PUBLISHED):
         say(
             f"{source}: these are not the published weights, whose SHA-256 begins with {PUBLISHED}; "

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.data.sources import open_image
@@ -47,6 +48,7 @@ PER_PART = 8
 VQA_SCORE = 'Does this figure show "{prompt}"? Please answer yes or no.'
 
 
+@owns("out")
 def run(
     images: Path,
     questions: Path,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.augmented import Augmenter, Pictures, load_ahead
 from kilopix.data.cutmix import one_class
 from kilopix.data.engines import Engine
@@ -63,6 +64,7 @@ PSNR_IMAGES = 200
 RELEASE_SIDE = 256
 
 
+@owns("out")
 def run(
     manifest: Path,
     out: Path,

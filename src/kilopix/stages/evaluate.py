@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from kilopix.artefacts.locks import owns
 from kilopix.config import merge, parse, parse_overrides
 from kilopix.data.manifest import Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_image, open_picture, square
@@ -66,6 +67,7 @@ class Job:
     seed: int
 
 
+@owns("out")
 def run(
     model: Path | str,
     held_out: Path,

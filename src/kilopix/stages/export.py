@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
+from kilopix.artefacts.locks import owns, temporary_beside
 from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.evaluation.protocol import read_card
@@ -44,6 +45,7 @@ FOLDER = Folder(
 MADE_BY = "kilopix export"
 
 
+@owns("out", file=True)  # a lock beside it, since the folder is replaced whole
 def run(
     model: Path | str,
     out: Path,
@@ -88,7 +90,7 @@ def run(
     if state == "same" and all((out / name).is_file() for name in read_json(out / FOLDER.record)["files"]):
         say(f"{out}: already complete, {_how_to_load(kind, out)}")
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    temporary = temporary_beside(out)
     try:
         temporary.mkdir(parents=True)
         if kind == "diffusers":

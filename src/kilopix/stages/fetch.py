@@ -10,6 +10,7 @@ from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.sources.listing import SAVED
 from kilopix.english import counted
 from kilopix.jobs import JOB, Folder, open_job
@@ -27,6 +28,7 @@ DONE = "fetched.json"
 FOLDER = Folder(("*.parquet",), (DONE,))
 
 
+@owns("out")
 def run(
     name: str,
     out: Path,

@@ -10,6 +10,7 @@ import re
 import urllib.request
 from pathlib import Path
 
+from kilopix.artefacts.locks import owns
 from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
 from kilopix.runtime import atomic_path, say, sha256_of_file
@@ -20,6 +21,7 @@ _LARGEST = 1 << 28
 _TIMEOUT = 60
 
 
+@owns("out", file=True)
 def run(out: Path, url: str = OFFICIAL, sha256: str | None = None) -> str:
     """Fetch the questions and return their SHA-256; a file that is there is checked and not fetched again."""
     if sha256 is not None and not re.fullmatch("[0-9a-f]{64}", sha256):

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from kilopix.artefacts.locks import owns
 from kilopix.config import parse, parse_overrides
 from kilopix.data.picture_sets import ARRAYS, SAMPLES, PictureSet
 from kilopix.english import counted
@@ -58,6 +59,7 @@ NO_IMAGES = "the reference is mean and covariance of Inception's features, and t
 NO_SPATIAL = "kilopix has no spatial features of Inception, which mu_s and sigma_s are of"
 
 
+@owns("out")
 def run(
     images: Path,
     reference: Path,

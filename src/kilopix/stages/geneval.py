@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from kilopix.artefacts.locks import owns
 from kilopix.config import Config, parse, parse_overrides
 from kilopix.data.checked import Checked, check_pictures
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
@@ -53,6 +54,7 @@ class Reading(Config):
 READING = Reading()
 
 
+@owns("out")
 def run(
     images: Path,
     out: Path,

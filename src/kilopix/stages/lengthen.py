@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.lines import LineParts, MakeLines, finished_lines, make_lines
 from kilopix.english import counted
 from kilopix.evaluation.geneval_prompts import official_prompts
@@ -21,6 +22,7 @@ from kilopix.types import UserError
 PER_PART = 16
 
 
+@owns("out", file=True)
 def run(
     out: Path,
     model: InstructConfig,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.engines import run_local
 from kilopix.english import counted
 from kilopix.jobs import Folder, clear, state_of
@@ -57,13 +58,12 @@ class _Draw:
         for picture in self.chunks[number]:
             scene = one_object_scene(picture.name, self.seed, picture.split, picture.image_id)
             path = self.out / picture.split / picture.file
-            # Renamed when whole, but not flushed one by one: a picture lost in a power cut is drawn again.
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
             image = Image.fromarray(render(scene, self.size))
-            image.save(temporary, format="JPEG", quality=_QUALITY, subsampling=0)
-            os.replace(temporary, path)
+            with atomic_path(path, flush=False) as temporary:
+                image.save(temporary, format="JPEG", quality=_QUALITY, subsampling=0)
 
 
+@owns("out")
 def run(
     out: Path,
     images_per_class: int = 400,
@@ -145,8 +145,6 @@ def _pictures(split: str, count: int, classes: int) -> list[_Picture]:
 def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers: int) -> None:
     for folder in {(out / picture.split / picture.file).parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob(".*.tmp"):  # left by a run that was cut off
-            unfinished.unlink()
     left = [picture for picture in pictures if not is_whole(out / picture.split / picture.file)]
     chunks = tuple(tuple(left[i : i + _CHUNK]) for i in range(0, len(left), _CHUNK))
     with Progress("draw", len(pictures), len(pictures) - len(left)) as shown:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kilopix.artefacts.locks import owns
 from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
@@ -41,6 +42,7 @@ class _Job:
     sampling: SamplingConfig
 
 
+@owns("out")
 def run(
     model: Path | str,
     prompts: Sequence[str],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kilopix.artefacts.locks import owns
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
@@ -35,6 +36,7 @@ class _Asked:
     files: tuple[Path, ...]
 
 
+@owns("out")
 def run(
     benchmark: Benchmark,
     model: Path | str,

@@ -13,10 +13,12 @@ place of its images, so a run that was stopped and started again is the run that
 
 import json
 import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from kilopix.artefacts.locks import own_folder
 from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
@@ -75,7 +77,11 @@ def run(
     Returns whether training is finished; False after a signal that asked it to stop.
     """
     training = recipe.training
-    with join_processes(device, training.parallel, training.watchdog.timeout_minutes) as processes:
+    with (
+        ExitStack() as held,
+        join_processes(device, training.parallel, training.watchdog.timeout_minutes) as processes,
+    ):
+        processes.once(lambda: held.enter_context(own_folder(out, "train")))
         return _run(shards_folder, out, recipe, processes, validation, score, overwrite)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kilopix.artefacts.locks import temporary_beside
 from kilopix.runtime import read_json, say, sha256_of_file, sort_metadata, write_json, write_tensors
 from kilopix.training.parallel import Processes, full
 from kilopix.types import UserError
@@ -147,11 +148,10 @@ def save_checkpoint(
     """Write a checkpoint below `folder`, and delete those that `thinned` names. All processes must call."""
     processes = processes or Processes()
     final = folder / f"{progress.images_seen:012d}"
-    temporary = folder / f".{final.name}.tmp"
+    temporary = processes.once(lambda: temporary_beside(final))
     with _told_to_all(final, processes):
         if processes.main:
-            for unfinished in folder.glob(".*.tmp"):  # left by a run that was killed
-                shutil.rmtree(unfinished)
+            shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
     try:
         with _told_to_all(final, processes):
