@@ -10,6 +10,7 @@ from kilopix.data.world.render import render
 from kilopix.data.world.scenes import load_scenes
 from kilopix.stages.mini import run
 from kilopix.types import UserError
+from tiny import temporary_of_dead_process
 
 SMALL = {"images_per_class": 5, "size": 32, "seed": 3, "classes": 4, "val_per_class": 2}
 
@@ -77,7 +78,7 @@ def test_a_run_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(out, **SMALL, workers=1)
     assert json.loads((out / "mini.json").read_text(encoding="utf-8"))["complete"] is False
-    left_behind = out / "train" / "car" / ".car_00004.jpg.1.tmp"
+    left_behind = temporary_of_dead_process(out / "train" / "car" / "car_00004.jpg")
     left_behind.write_bytes(b"half")
     before = (out / "train" / "car" / "car_00000.jpg").stat().st_mtime_ns
     monkeypatch.setattr(mini._Draw, "_draw", real)

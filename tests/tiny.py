@@ -1,7 +1,12 @@
 """The demo's recipe made tiny, and what calling the command line gives."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+
+from kilopix.artefacts.locks import temporary_beside
 
 TINY = [
     "world.classes=4",
@@ -35,3 +40,11 @@ class Outcome:
 
 
 Cli = Callable[..., Outcome]
+
+
+def temporary_of_dead_process(path: Path) -> Path:
+    """The name under which a process that has ended would have written `path`."""
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    temporary = temporary_beside(path)
+    return temporary.with_name(temporary.name.replace(str(os.getpid()), str(ended.pid)))

@@ -15,6 +15,7 @@ import pytest
 from kilopix.artefacts import locks
 from kilopix.artefacts.locks import FOLDER_LOCK, Owner, own_file, own_folder, temporary_beside
 from kilopix.errors import UserError
+from tiny import temporary_of_dead_process
 
 HOLD = """
 import sys, time
@@ -56,7 +57,8 @@ def test_a_second_process_is_refused_with_the_owners_name(tmp_path, holder):
 
 
 def test_a_killed_owners_folder_is_taken_over_and_cleaned(tmp_path, holder):
-    litter = tmp_path / "run" / "checkpoints" / ".000000000064.abc-123.tmp"
+    left = temporary_beside(tmp_path / "run" / "checkpoints" / "000000000064")
+    litter = left.with_name(left.name.replace(str(os.getpid()), str(holder.pid)))
     litter.mkdir(parents=True)
     holder.kill()  # and not yet waited for: a zombie is dead, too
     time.sleep(0.2)
@@ -202,10 +204,20 @@ def test_a_file_is_locked_beside_it_whatever_its_name(tmp_path):
     with own_file(file, "caption"):
         (lock,) = tmp_path.iterdir()
         assert lock.name.endswith(".lock")
-        other = temporary_beside(file)
-        other.touch()
+        left = temporary_of_dead_process(file)
+        left.touch()
     with own_file(file, "caption"):
-        assert not other.exists()
+        assert not left.exists()
+
+
+def test_what_others_are_writing_or_named_themselves_is_not_cleaned_away(tmp_path):
+    there = [temporary_beside(tmp_path / "a.png"), tmp_path / ".mine.tmp", tmp_path / ".b.png.0a1b2c-3.tmp"]
+    old = tmp_path / ".c.png.0a1b2c-3.tmp"
+    for file in (*there, old):
+        file.touch()
+    os.utime(old, (1, 1))
+    with own_folder(tmp_path, "sample"):
+        assert [file.exists() for file in (*there, old)] == [True, True, True, False]
 
 
 def test_temporary_names_are_the_process_own_and_short_enough(tmp_path):

@@ -15,6 +15,7 @@ import pytest
 from kilopix.data.engines import MOST_DEATHS
 from kilopix.data.parts import Parts, make_parts
 from kilopix.errors import UserError
+from tiny import temporary_of_dead_process
 
 COUNT = 6
 
@@ -111,7 +112,7 @@ def test_what_a_worker_raises_is_raised(tmp_path: Path, error: type[Exception], 
 def test_unfinished_files_are_swept(tmp_path: Path, marks: Path):
     parts = Parts(tmp_path / "parts", 2)
     parts.folder.mkdir()
-    (parts.folder / ".part-00000.arrow.123.tmp").write_text("half", encoding="utf-8")
+    temporary_of_dead_process(parts.folder / "part-00000.arrow").write_text("half", encoding="utf-8")
     make_parts(parts, Make(marks), "test", 2, workers=1)
     contents(parts)
 

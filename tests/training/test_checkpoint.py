@@ -29,6 +29,7 @@ from kilopix.training.checkpoint import (
 from kilopix.training.lamb import LambConfig
 from kilopix.training.muon import AdamWConfig, MuonConfig
 from kilopix.training.optim import build_optimizer, set_lr
+from tiny import temporary_of_dead_process
 
 
 class Net(nn.Module):
@@ -150,7 +151,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last(tmp_path: Path, mon
 def test_what_a_killed_process_left_is_not_taken_and_goes(tmp_path: Path):
     trained = trained_by(AdamWConfig(), 1)
     whole = save(tmp_path, 100, trained)
-    unfinished = tmp_path / f".{200:012d}.tmp"
+    unfinished = temporary_of_dead_process(tmp_path / f"{200:012d}")
     unfinished.mkdir()
     os.link(whole / AVERAGE, unfinished / AVERAGE)
     assert newest_checkpoint(tmp_path) == whole

@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 import socket
 import sys
@@ -34,6 +35,8 @@ BEAT = 15.0
 PATIENCE = 180.0
 """Longer than any cache of file attributes, as NFS has them, and several beats."""
 POLL = 1.0
+STALE = 3600.0
+_TEMPORARY = re.compile(r"\..*\.(?P<tag>[0-9a-f]{6})-(?P<process>\d+)\.tmp")
 _LONGEST = 120  # bytes of a name that a temporary one repeats
 _held: dict[Path, int] = {}  # the thread of this process that holds a lock
 
@@ -111,8 +114,12 @@ def _start(process: int) -> str:
 
 def temporary_beside(path: Path) -> Path:
     """The name under which this process writes what becomes `path`: hidden, and no other process's."""
-    where = uuid.uuid5(uuid.NAMESPACE_OID, machine()).hex[:6]
-    return path.with_name(f".{_short(path.name)}.{where}-{os.getpid()}.tmp")
+    return path.with_name(f".{_short(path.name)}.{_tag()}-{os.getpid()}.tmp")
+
+
+@functools.cache
+def _tag() -> str:
+    return uuid.uuid5(uuid.NAMESPACE_OID, machine()).hex[:6]
 
 
 def _short(name: str) -> str:
@@ -124,18 +131,27 @@ def _short(name: str) -> str:
 
 
 def delete_temporary(folder: Path, below: bool = False) -> None:
-    """Delete what killed processes left half-written in a folder, and `below` it; only its owner may call."""
+    """Delete what killed processes left half-written in a folder, or also `below` it.
+
+    What a process of this machine wrote goes if that has ended; of another one, what is older than `STALE`.
+    """
     for entry in folder.rglob(".*.tmp") if below else folder.glob(".*.tmp"):
-        if entry.name.startswith(f".{FOLDER_LOCK}."):
-            continue  # of someone who is asking for the folder
-        _delete(entry)
+        _delete_if_left(entry)
 
 
-def _delete(entry: Path) -> None:
-    if entry.is_dir() and not entry.is_symlink():
-        shutil.rmtree(entry, ignore_errors=True)
-    else:
-        entry.unlink(missing_ok=True)
+def _delete_if_left(entry: Path) -> None:
+    match = _TEMPORARY.fullmatch(entry.name)
+    if match is None:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        if match["tag"] == _tag():
+            left = _start(int(match["process"])) == ""
+        else:
+            left = _now(entry) - entry.lstat().st_mtime > STALE
+        if left and entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        elif left:
+            entry.unlink()
 
 
 def owns(name: str, file: bool = False) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -184,7 +200,7 @@ def own_file(file: Path, command: str, wait: bool = False) -> Iterator[None]:
     try:
         with _own(file, lock, command, wait):
             for litter in file.parent.glob(f".{glob.escape(_short(file.name))}.*.tmp"):
-                _delete(litter)
+                _delete_if_left(litter)
             yield
     finally:
         for empty in reversed(made):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kilopix.artefacts.locks import owns
+from kilopix.artefacts.locks import delete_temporary, owns
 from kilopix.data.augmented import BASE_HASH, Augmenter, Kind
 from kilopix.data.cutmix import SettingChoice, check_size, one_class
 from kilopix.data.engines import Engine
@@ -84,6 +84,7 @@ def run(
     if done:
         (out / MANIFEST).unlink()
     open_job(out, FOLDER, job, overwrite)
+    delete_temporary(out, below=True)
     write_rows(source, augmenter.rows.file)
     parts = Parts(work, -(-len(source.rows) // rows_per_part))
     make = AugmentPart(augmenter, out, rows_per_part)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from kilopix.artefacts.locks import owns
+from kilopix.artefacts.locks import delete_temporary, owns
 from kilopix.data.engines import run_local
 from kilopix.english import counted
 from kilopix.jobs import Folder, clear, state_of
@@ -145,6 +145,7 @@ def _pictures(split: str, count: int, classes: int) -> list[_Picture]:
 def _draw_all(out: Path, seed: int, size: int, pictures: list[_Picture], workers: int) -> None:
     for folder in {(out / picture.split / picture.file).parent for picture in pictures}:
         folder.mkdir(parents=True, exist_ok=True)
+        delete_temporary(folder)
     left = [picture for picture in pictures if not is_whole(out / picture.split / picture.file)]
     chunks = tuple(tuple(left[i : i + _CHUNK]) for i in range(0, len(left), _CHUNK))
     with Progress("draw", len(pictures), len(pictures) - len(left)) as shown:

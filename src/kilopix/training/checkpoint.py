@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kilopix.artefacts.locks import temporary_beside
+from kilopix.artefacts.locks import delete_temporary, temporary_beside
 from kilopix.runtime import read_json, say, sha256_of_file, sort_metadata, write_json, write_tensors
 from kilopix.training.parallel import Processes, full
 from kilopix.types import UserError
@@ -151,6 +151,7 @@ def save_checkpoint(
     temporary = processes.once(lambda: temporary_beside(final))
     with _told_to_all(final, processes):
         if processes.main:
+            delete_temporary(folder)
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
     try:
