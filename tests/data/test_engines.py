@@ -125,7 +125,8 @@ def test_workers_end_with_their_driver(tmp_path: Path, marks: Path):
         f"    make = Make(Path({str(marks)!r}), seconds=0.3)\n"
         f"    make_parts(Parts(Path({str(tmp_path / 'parts')!r}), 500), make, 'test', 500, workers=2)\n"
     )
-    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     (tmp_path / "drive.py").write_text(code, encoding="utf-8")
     driver = subprocess.Popen(
         [sys.executable, tmp_path / "drive.py"], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE
@@ -156,7 +157,8 @@ RAY_WARNINGS = ("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExcep
 def two_nodes(monkeypatch: pytest.MonkeyPatch):
     """A Ray cluster of two nodes on this machine, with one core each, whose workers find this module."""
     ray = pytest.importorskip("ray")
-    path = f"{Path(__file__).parent}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)
     from ray.cluster_utils import Cluster  # pyright: ignore[reportMissingImports]
 
