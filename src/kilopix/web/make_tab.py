@@ -38,11 +38,12 @@ _SHOW_RESULT = """() => {
 
 @dataclass(frozen=True)
 class Server:
-    """What the tabs share: the worker, the limits, and the models that can be asked for."""
+    """What the tabs share: the worker, the limits, the models that can be asked for, whether with a token."""
 
     worker: Worker
     limits: Limits
     models: dict[str, ServedModel]
+    has_token: bool = False
 
     def order(self, **values: Any) -> Order:
         """Check the fields of the page as a request; what is wrong is shown to the visitor."""

@@ -43,19 +43,24 @@ class Site:
 
 @contextmanager
 def build_site(
-    worker: Worker, limits: Limits, data: DataView | None = None, training: TrainingView | None = None
+    worker: Worker,
+    limits: Limits,
+    data: DataView | None = None,
+    training: TrainingView | None = None,
+    has_token: bool = False,
 ) -> Iterator[Site]:
     """The REST endpoint with the page on it."""
     with TemporaryDirectory(prefix="kilopix-page-", ignore_cleanup_errors=True) as folder:
         # Gradio keeps the files of a page in a folder that all its pages share, unless it is told another.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        yield asyncio.run(_site(worker, limits, data, training))
+        server = Server(worker, limits, dict(worker.models), has_token)
+        yield asyncio.run(_site(server, data, training))
 
 
-async def _site(worker: Worker, limits: Limits, data: DataView | None, training: TrainingView | None) -> Site:
+async def _site(server: Server, data: DataView | None, training: TrainingView | None) -> Site:
     """Build inside an event loop, without which Gradio makes some of its own and leaves them open."""
-    app = build_rest(worker, limits)
-    server = Server(worker, limits, dict(worker.models))
+    limits = server.limits
+    app = build_rest(server.worker, limits)
     page = build_page(server, data, training)
     page.queue(max_size=2 * limits.queue, default_concurrency_limit=8)
     gr.mount_gradio_app(
