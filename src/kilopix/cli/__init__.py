@@ -3,6 +3,7 @@
 Stages are imported when they are called, so that `kilopix --help` answers at once.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -16,8 +17,8 @@ from kilopix.cli.options import Overrides, Overwrite, RecipeName, example, file_
 from kilopix.errors import UserError
 from kilopix.threads import watch_load
 
-INTERRUPTED, TERMINATED = 130, 143
-"""The exit codes after Ctrl-C and SIGTERM, as shells have them."""
+HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143
+"""The exit codes after a lost terminal, Ctrl-C and SIGTERM, as shells have them."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,6 +97,8 @@ def main() -> None:
     watch_load(os.environ)
     # So that a command that is told to end ends its workers and tidies up, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(HUNG_UP))
     try:
         app()
     except UserError as error:
@@ -104,6 +107,7 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
-        if end.code in (INTERRUPTED, TERMINATED):
-            print("Stopped; the same command goes on from here.", file=sys.stderr)
+        if end.code in (HUNG_UP, INTERRUPTED, TERMINATED):
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                print("Stopped; the same command goes on from here.", file=sys.stderr, flush=True)
         raise

@@ -12,8 +12,8 @@ from types import FrameType
 
 from kilopix.runtime import say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; what a cluster sends first; Slurm's warning (`--signal=USR1@120`)."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C; what a cluster sends first; a lost terminal; Slurm's warning (`--signal=USR1@120`)."""
 PATIENCE = 10.0
 """Seconds after the first signal in which a further Ctrl-C is taken for impatience, and changes nothing."""
 
@@ -78,7 +78,9 @@ def stop_on_signal(quiet: bool = False) -> Iterator[Stop]:
     os.set_blocking(told, False)
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    # Under nohup, a run is to outlive its terminal.
+    heeded = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     try:
         yield stop

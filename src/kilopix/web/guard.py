@@ -6,6 +6,7 @@ The content security policy keeps browsers from loading anything from elsewhere.
 """
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -14,8 +15,9 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from kilopix.runtime import say
 from kilopix.web.access import Access, token_in
-from kilopix.web.requests import Limits
+from kilopix.web.requests import Limits, shortened
 
 REST = re.compile(r"/v1/.*|/healthz|/openapi\.json")
 _PAGE = {
@@ -30,6 +32,7 @@ _TOKENLESS = re.compile(r"/healthz|/favicon\.ico|/manifest\.json|/robots\.txt")
 """What a supervisor asks for, and what browsers ask for without cookies; nothing of it is private."""
 _BODY_SECONDS = 30.0
 _FORM = 4096
+_DRAINED, _DRAIN_SECONDS = 2**24, 5.0
 _HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
@@ -56,6 +59,7 @@ class Guard:
         self.app = app
         self.limits = limits
         self.access = access
+        self._told: set[str] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let through, or answer here."""
@@ -80,26 +84,52 @@ class Guard:
         if self.access.token is not None and await self._login(scope, receive, send, headers):
             return
         cors = self.access.cors(headers) if rest else []
+        body = _Body(receive, most)
         if refusal := self._refusal(scope, rest, headers, most):
+            if refusal.status == 413:
+                await body.drain()
             await answer(send, refusal, cors)
             return
-        body = _Body(receive, most)
-        began = False
+        began = failed = False
 
         async def watched_send(message: Message) -> None:
-            nonlocal began
-            if body.refusal and not began:
-                return  # whatever the app makes of half a body
+            nonlocal began, failed
+            failed = failed or (not rest and not began and message.get("status") == 500)
+            if failed or (body.refusal and not began):
+                return  # what the app makes of half a body, or Gradio of a request that is none of the page's
             if message["type"] == "http.response.start":
                 began = True
                 message = {**message, "headers": _with_ours(message.get("headers", []), cors)}
             await send(message)
 
+        if not rest and scope["method"] == "POST":
+            refusal = await body.check_json()
+            if refusal:
+                await answer(send, refusal)
+                return
         # Without an origin, Gradio adds no rule of its own for it; here it has been judged already.
         passed = [(name, value) for name, value in scope["headers"] if name != b"origin"]
-        await self.app({**scope, "headers": passed}, body.receive, watched_send)
-        if body.refusal and not began:
+        try:
+            await self.app({**scope, "headers": passed}, body.receive, watched_send)
+        except Exception as error:
+            if rest:
+                raise
+            self._tell_once(type(error).__name__, shortened(repr(error)))
+            if began:
+                await send({"type": "http.response.body", "body": b""})
+                return
+            failed = True
+        if failed:
+            await answer(send, Refusal(400, "bad_request", "the page sends no such request; load it again."))
+        elif body.refusal and not began:
+            await body.drain()
             await answer(send, body.refusal, cors)
+
+    def _tell_once(self, kind: str, told: str) -> None:
+        """Leave a line in the log, but not one for every such request that a stranger sends."""
+        if kind not in self._told:
+            self._told.add(kind)
+            say(f"Gradio could not answer a request ({told}); further ones of this kind are not told.")
 
     def _stranger(self, rest: bool, headers: dict[str, str]) -> Refusal | None:
         """A web page that has nothing to ask here, under its own name or one that it gave the server."""
@@ -147,6 +177,10 @@ class Guard:
         return _too_large(most) if int(length[:20]) > most else None
 
 
+def _no_number(name: str) -> Any:
+    raise ValueError(name)
+
+
 def _too_large(most: int) -> Refusal:
     return Refusal(413, "too_large", f"the body is larger than {most:,} bytes; shorten it.")
 
@@ -160,6 +194,7 @@ class _Body:
         self._taken = 0
         self._whole = False
         self._until = asyncio.get_running_loop().time() + _BODY_SECONDS
+        self._again: bytes | None = None
         self.refusal: Refusal | None = None
 
     async def receive(self) -> Message:
@@ -167,6 +202,9 @@ class _Body:
         gone: Message = {"type": "http.disconnect"}
         if self.refusal:
             return gone
+        if self._again is not None:
+            given, self._again = self._again, None
+            return {"type": "http.request", "body": given, "more_body": False}
         if self._whole:
             return await self._receive()  # which tells when the client leaves
         try:
@@ -181,6 +219,31 @@ class _Body:
             self.refusal = _too_large(self._most)
             return gone
         return message
+
+    async def check_json(self) -> Refusal | None:
+        """Read all of it ahead of Gradio, which fails over what Python takes for JSON and JSON is not."""
+        given = await self.whole()
+        if self.refusal:
+            await self.drain()
+            return self.refusal
+        self._again = given
+        try:
+            value = json.loads(given, parse_constant=_no_number) if given else None
+            json.dumps(
+                value, ensure_ascii=False, allow_nan=False
+            ).encode()  # halves of surrogate pairs, 1e400
+        except (ValueError, RecursionError):
+            return Refusal(422, "invalid_request_error", "the body is not JSON.")
+        return None
+
+    async def drain(self) -> None:
+        """Take in the rest, within bounds: a client that is cut off while it sends never sees the answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_SECONDS):
+                while not self._whole and self._taken < _DRAINED:
+                    message = await self._receive()
+                    self._taken += len(message.get("body", b""))
+                    self._whole = not message.get("more_body", False)
 
     async def whole(self) -> bytes:
         """All of it; nothing where it is refused."""

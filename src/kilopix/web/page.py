@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from tempfile import TemporaryDirectory
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which reads it then
 
@@ -83,10 +84,27 @@ async def _site(server: Server, data: DataView | None, training: TrainingView | 
     return Site(app, lambda: page.app.stop_event.set())
 
 
+class _Page(gr.Blocks):
+    """Blocks to which a value that does not fit its field is a visitor's mistake, and nothing for the log."""
+
+    async def preprocess_data(self, block_fn: Any, *arguments: Any, **named: Any) -> Any:
+        """What handlers get, from what a browser or a program sends."""
+        if block_fn.fn is None:
+            raise gr.Error("this is for the browser alone.", print_exception=False)
+        try:
+            return await super().preprocess_data(block_fn, *arguments, **named)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:  # noqa: BLE001 - each field fails in its own way, and only over its value
+            told = f"the fields cannot be read ({type(error).__name__}); load the page again."
+            raise gr.Error(told, print_exception=False) from None
+
+
 def build_page(server: Server, data: DataView | None, training: TrainingView | None) -> gr.Blocks:
     """The tabs; those without anything to show are left out."""
     first = next(iter(server.models.values()))
-    with gr.Blocks(title=f"kilopix: {first.name}", analytics_enabled=False) as page:
+    with _Page(title=f"kilopix: {first.name}", analytics_enabled=False) as page:
         gr.HTML(markup.header(first.name, first.facts))
         with gr.Tabs():
             tabs = [_tab("Make", lambda _: build_make_tab(server))]
