@@ -3,11 +3,11 @@
 Stages are imported when they are called, so that `kilopix --help` answers at once.
 """
 
-import contextlib
 import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -15,6 +15,7 @@ import typer
 from kilopix.cli import data, evaluation, training, use
 from kilopix.cli.options import Overrides, Overwrite, RecipeName, example, file_ending_in, new_folder
 from kilopix.errors import UserError
+from kilopix.runtime import leave_terminal
 from kilopix.threads import watch_load
 
 HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143
@@ -98,7 +99,7 @@ def main() -> None:
     # So that a command that is told to end ends its workers and tidies up, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
-        signal.signal(signal.SIGHUP, lambda number, frame: sys.exit(HUNG_UP))
+        signal.signal(signal.SIGHUP, _hang_up)
     try:
         app()
     except UserError as error:
@@ -108,6 +109,10 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as end:
         if end.code in (HUNG_UP, INTERRUPTED, TERMINATED):
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                print("Stopped; the same command goes on from here.", file=sys.stderr, flush=True)
+            print("Stopped; the same command goes on from here.", file=sys.stderr)
         raise
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    leave_terminal()
+    sys.exit(HUNG_UP)

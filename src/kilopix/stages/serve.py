@@ -13,11 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from kilopix.errors import UserError
 from kilopix.progress import working
-from kilopix.runtime import pick_device, say
+from kilopix.runtime import leave_terminal, pick_device, say
 from kilopix.web.access import LOOPBACK, Access, checked_origin, checked_token
 from kilopix.web.requests import Limits
 
@@ -208,7 +209,12 @@ def _signals_end_quietly(server: "uvicorn.Server") -> Iterator[None]:
     """
     numbers: dict[signal.Signals, Any] = dict.fromkeys((signal.SIGINT, signal.SIGTERM), lambda *_: None)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers[signal.SIGHUP] = server.handle_exit
+
+        def hang_up(number: int, frame: FrameType | None) -> None:
+            leave_terminal()
+            server.handle_exit(number, frame)
+
+        numbers[signal.SIGHUP] = hang_up
     before = {number: signal.signal(number, handler) for number, handler in numbers.items()}
     try:
         yield
