@@ -1,4 +1,4 @@
-"""Five hundred requests at once, some of them left or hostile: each gets its own image, nothing is left over."""
+"""Five hundred requests at once, some left or hostile: each gets its own image, and nothing is left over."""
 
 import asyncio
 import base64
