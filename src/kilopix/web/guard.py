@@ -75,7 +75,9 @@ class Guard:
             headers[key] = f"{headers[key]}, {text}" if key in headers else text  # none hides behind another
         rest = REST.fullmatch(scope["path"]) is not None
         most = self.limits.body if rest else self.limits.page_body
+        body = _Body(receive, most)
         if refusal := self._stranger(rest, headers):
+            await body.drain()
             await answer(send, refusal)
             return
         if rest and scope["method"] == "OPTIONS" and self.access.allows(headers):
@@ -84,10 +86,8 @@ class Guard:
         if self.access.token is not None and await self._login(scope, receive, send, headers):
             return
         cors = self.access.cors(headers) if rest else []
-        body = _Body(receive, most)
         if refusal := self._refusal(scope, rest, headers, most):
-            if refusal.status == 413:
-                await body.drain()
+            await body.drain()
             await answer(send, refusal, cors)
             return
         began = failed = False
