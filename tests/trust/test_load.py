@@ -50,7 +50,7 @@ async def one(client: httpx.AsyncClient, number: int, counts: Counter) -> tuple[
     if kind == "leaves":
         try:
             await client.post(JOBS, json=asked, timeout=random.Random(number).uniform(0.01, 0.5))
-        except httpx.TimeoutException:
+        except httpx.TransportError:
             counts["left"] += 1
         return None
     if kind == "hostile":

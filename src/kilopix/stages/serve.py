@@ -154,6 +154,7 @@ def configured(app: "Guard", grace: int = _GRACE) -> "uvicorn.Config":
         log_level="error",  # what strangers send is not to fill the log
         access_log=False,
         server_header=False,
+        timeout_keep_alive=60,  # longer than clients keep theirs (often 5), which a closed one would surprise
         timeout_graceful_shutdown=grace,
     )
 
