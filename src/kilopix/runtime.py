@@ -1,5 +1,6 @@
 """What every stage needs from the machine: devices, seeds, files written whole, hashes."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -243,6 +244,18 @@ def say(text: str, stderr: bool = False) -> None:
     from rich.console import Console
 
     Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False, emoji=False)
+
+
+def leave_terminal() -> None:
+    """Print to nowhere once the terminal is gone, so that no message stops what is still to be saved."""
+    import stat
+
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode):  # files and pipes go on
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def report_left_out(failures: list[tuple[str, str]], path: Path, show: int = 10) -> None:
