@@ -91,7 +91,7 @@ class DiffusersAutoencoderConfig(Config):
     name: str
     revision: str | None = None
     subfolder: str = ""
-    downsampling: int = Field(default=8, ge=1)
+    downsampling: int = Field(default=8, ge=1, le=256)
     scale: float | None = Field(default=None, gt=0)
     shift: float | None = None
     whiten: bool = True

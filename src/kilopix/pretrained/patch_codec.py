@@ -40,8 +40,8 @@ class PatchCodecConfig(Config):
     """
 
     kind: Literal["patch"] = "patch"
-    patch: int = Field(default=8, ge=1)
-    channels: int = Field(default=16, ge=1)
+    patch: int = Field(default=8, ge=1, le=64)
+    channels: int = Field(default=16, ge=1, le=4096)
     whitening: float = Field(default=1.0, ge=0, le=1)
 
     @model_validator(mode="after")

@@ -77,7 +77,7 @@ class T5Config(Config):
     kind: Literal["t5"] = "t5"
     name: str = "google/flan-t5-xl"
     revision: str | None = None
-    max_tokens: int = Field(default=128, ge=2)
+    max_tokens: int = Field(default=128, ge=2, le=8192)
     dtype: DtypeName = "auto"
 
 
@@ -90,7 +90,7 @@ class HubTextConfig(Config):
     kind: Literal["hub"] = "hub"
     name: str
     revision: str | None = None
-    max_tokens: int = Field(default=77, ge=2)
+    max_tokens: int = Field(default=77, ge=2, le=8192)
     dtype: DtypeName = "auto"
 
 
