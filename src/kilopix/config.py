@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from kilopix.errors import UserError
 
-
 MOST = 2**63
 """What no number reaches, so that a seed fits into 64 bits and a count into the columns of a table."""
 _REPR = reprlib.Repr()
@@ -169,7 +168,9 @@ def _resolve(cls: type[Config], location: tuple[int | str, ...]) -> tuple[str, t
     owner: type[Config] | None = cls
     for element in location:
         members = get_args(here) if get_origin(here) in (Union, UnionType) else ()
-        tagged = [m for m in members if element in _kinds(m)]
+        # Only a choice of several sections has tags; `patch` is a kind of codec, and a key of it.
+        sections = [m for m in members if _kinds(m)]
+        tagged = [m for m in sections if element in _kinds(m)] if len(sections) > 1 else []
         if tagged:
             here = owner = tagged[0]
             continue

@@ -16,7 +16,6 @@ from PIL import Image
 
 from kilopix.data.pictures import grid, save_png
 from kilopix.data.prompts_to_try import prompts_to_try
-from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.network import Network, sample_latents
 from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
@@ -27,6 +26,7 @@ from kilopix.runtime import write_tensors
 from kilopix.training.watching import PreviewConfig
 from kilopix.types import LatentStatistics, TextStates, UserError
 from kilopix.validation import evaluating
+from kilopix.weights_header import RunRecord
 
 FOLDER = "previews"
 BATCH = 16
@@ -97,7 +97,7 @@ def open_preview(
     if not config.every:
         return None
     if not config.prompts:
-        trained_on = TrainedOn.in_header(header, str(run_folder))
+        trained_on = RunRecord.of(header, str(run_folder)).known_of_training()
         config = config.model_copy(update={"prompts": tuple(prompts_to_try(trained_on, PROMPTS))})
         recipe = recipe.model_copy(update={"preview": config})
     texts = _texts(recipe, run_folder / FOLDER, str(header["text_fingerprint"]), device)

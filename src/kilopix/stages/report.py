@@ -25,8 +25,11 @@ from kilopix.english import counted
 from kilopix.errors import UserError
 from kilopix.jobs import check_report, write_report
 from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
+from kilopix.models.dit import DiTConfig
+from kilopix.recipe import Recipe
 from kilopix.runtime import read_json, read_lines, say, sha256_of_file
 from kilopix.scores_shown import read_scores
+from kilopix.weights_header import RunRecord
 
 JUDGED = "judged.jsonl"
 PER_TASK, PASTES = 6, 8
@@ -65,10 +68,11 @@ def run(
     check_report(out, "report")
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
-    trained_on = TrainedOn.in_header(header, str(run_folder / "recipe.json"))
+    said = RunRecord.of(header, str(run_folder / "recipe.json"))
+    trained_on = said.known_of_training()
     page = _template().render(
         recipe=json.dumps(header["recipe"], indent=1),
-        settings=_settings(header["recipe"], trained_on, log[-1]["images"] if log else 0),
+        settings=_settings(said.recipe, trained_on, log[-1]["images"] if log else 0),
         seen=trained_on.seen(log[-1]["images"]) if log else "",
         curve=training_curve(log),
         validation=validation_curves(read_log(run_folder / "validation.jsonl")),
@@ -103,28 +107,30 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return read_lines(path) if path.exists() else []
 
 
-def _settings(recipe: dict[str, Any], trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
+def _settings(recipe: Recipe, trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
     """The settings that a reader asks for first."""
-    model, training, sampling = recipe["model"], recipe["training"], recipe["sampling"]
+    model, sampling, data, objective = recipe.model, recipe.sampling, recipe.data, recipe.objective
+    blocks, width = (
+        (model.depth, model.width) if isinstance(model, DiTConfig) else (model.blocks, model.latent_width)
+    )
     return [
-        ("Network", f"{model['kind']}, {model['depth']} blocks of {model['width']}, patch {model['patch']}"),
-        ("Trained on", f"{trained_on.seen(seen)}, in batches of {training['batch_size']}"),
-        ("Optimizer", f"{recipe['optimizer']['kind']}, {recipe['optimizer']['lr']:g}"),
+        ("Network", f"{model.kind}, {blocks} blocks of {width}, patch {model.patch}"),
+        ("Trained on", f"{trained_on.seen(seen)}, in batches of {recipe.training.batch_size}"),
+        ("Optimizer", f"{recipe.optimizer.kind}, {recipe.optimizer.lr:g}"),
         (
             "Captions",
-            f"{trained_on.captioner or 'source not recorded'}, "
-            f"dropped for {recipe['objective']['caption_dropout']:.0%}",
+            f"{trained_on.captioner or 'source not recorded'}, dropped for {objective.caption_dropout:.0%}",
         ),
         (
             "Augmented pictures",
             "none"
             if trained_on.augmented == 0
-            else f"{recipe['data']['augment']['kind']}, above t = {recipe['objective']['augment_above']} "
-            f"with probability {recipe['objective']['augment_probability']}",
+            else f"{data.augment.kind}, above t = {objective.augment_above} "
+            f"with probability {objective.augment_probability}",
         ),
         (
             "Sampler",
-            f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']['scale']:g}",
+            f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance.scale:g}",
         ),
     ]
 
