@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 20
+_LONGEST_PATH = 4096
 SPEAKERS = ("MainProcess", "worker 0")
 """Of the processes that do the same, the names of those that say what they do."""
 
@@ -51,6 +52,15 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def no_folder(path: Path) -> str:
     """How to say that a path is no folder."""
     return "a file, not a folder" if path.exists() else "no such folder"
+
+
+def not_below(path: str) -> str:
+    """What is wrong with a path that a file or manifest names, if it cannot be one below a root."""
+    if path.startswith("/") or ".." in path.split("/"):
+        return "its path is not below the root"
+    if "\0" in path:
+        return "its path holds a NUL, which no file name does"
+    return "its path is longer than any is" if len(path) > _LONGEST_PATH else ""
 
 
 def absent(path: Path) -> str:

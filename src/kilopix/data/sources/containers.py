@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kilopix.errors import UserError
+from kilopix.runtime import not_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,8 +47,11 @@ def split_reference(path: str) -> tuple[str, str] | None:
 def read_bytes(root: Path, path: str) -> bytes:
     """The bytes of a picture file, of a Parquet row or of a tar member below `root`.
 
-    Raises `BrokenImage` if there is none.
+    Raises `BrokenImage` if there is none. A link below the root is followed wherever it leads, since whoever
+    owns the folder put it there; the text of a path leads nowhere else.
     """
+    if why := not_below(path):
+        raise BrokenImage(why)
     parts = split_reference(path)
     try:
         if parts is None or (root / path).is_file():
