@@ -12,13 +12,12 @@ from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor
 
 from kilopix.config import Config, parse
+from kilopix.data.shards import MOST_CHANNELS, WIDEST_TEXT
 from kilopix.data.trained_on import TrainedOn
 from kilopix.models.dit import DiTConfig
 from kilopix.pretrained.patch_codec import PatchCodecConfig
 from kilopix.recipe import Recipe
 from kilopix.types import LatentStatistics, UserError
-
-MOST_CHANNELS, WIDEST_TEXT = 4096, 65536
 
 
 class RunRecord(Config):

@@ -166,9 +166,7 @@ def load_published(network: RIN, state: Mapping[str, Tensor], assign: bool = Fal
             shapes = f"{tuple(value.shape)}, not {tuple(expected[name].shape)}"
             raise UserError(f"published weights: {name} has shape {shapes}.")
         if name not in fixed and not value.is_floating_point():
-            raise UserError(
-                f"published weights: {name} is of type {value.dtype}, and no number with a fraction."
-            )
+            raise UserError(f"published weights: {name} is of type {value.dtype}, which weights are not.")
         if name in fixed and not torch.allclose(value.float(), fixed[name].float(), atol=1e-6):
             raise UserError(f"published weights: the constant {name} is another than the published one.")
     weights = {name: value for name, value in state.items() if name not in fixed}
