@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kilopix.errors import UserError
+from kilopix.plain_text import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -278,10 +279,10 @@ def pick_device(name: str = "auto") -> str:
 
 
 def say(text: str, stderr: bool = False) -> None:
-    """Tell the user one line; square brackets and paths are printed as they are."""
+    """Tell the user one line; square brackets and paths are printed as they are, control characters not."""
     from rich.console import Console
 
-    Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False, emoji=False)
+    Console(soft_wrap=True, stderr=stderr).print(visible(text), markup=False, highlight=False, emoji=False)
 
 
 def report_left_out(failures: list[tuple[str, str]], path: Path, show: int = 10) -> None:

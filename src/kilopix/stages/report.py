@@ -26,6 +26,7 @@ from kilopix.errors import UserError
 from kilopix.jobs import check_report, write_report
 from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
 from kilopix.models.dit import DiTConfig
+from kilopix.plain_text import on_page
 from kilopix.recipe import Recipe
 from kilopix.runtime import read_json, read_lines, say, sha256_of_file
 from kilopix.scores_shown import read_scores
@@ -97,7 +98,7 @@ def _template():
 
     text = resources.files("kilopix.stages").joinpath("report.html.j2").read_text("utf-8")
     environment = Environment(
-        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        undefined=StrictUndefined, autoescape=True, finalize=on_page, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(text)
 
