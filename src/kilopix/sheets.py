@@ -22,7 +22,7 @@ from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.text_encoder import load_text_encoder
 from kilopix.previews import as_images
 from kilopix.recipe import Recipe
-from kilopix.runtime import write_tensors
+from kilopix.runtime import is_whole, read_tensors, write_tensors
 from kilopix.training.watching import PreviewConfig
 from kilopix.types import LatentStatistics, TextStates, UserError
 from kilopix.validation import evaluating
@@ -112,15 +112,13 @@ def open_preview(
 
 def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple[TextStates, TextStates]:
     """States of the prompts and of the negative prompt, from the file of an earlier call if it fits."""
-    from safetensors import safe_open
-
     path = folder / "prompts.safetensors"
     texts = [*recipe.preview.prompts, recipe.sampling.negative_prompt]
     wanted = {"texts": json.dumps(texts), "text_fingerprint": fingerprint}
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if file.metadata() == wanted:
-                return _split(TextStates(file.get_tensor("states"), file.get_tensor("mask")))
+    if is_whole(path):
+        kept, said = read_tensors(path)
+        if said == wanted and kept.keys() == {"states", "mask"}:
+            return _split(TextStates(kept["states"], kept["mask"]))
     encoder = load_text_encoder(recipe.text, device)
     if encoder.fingerprint != fingerprint:
         raise UserError(

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import ConfigDict, Field
 
+from kilopix.config import Config, parse
 from kilopix.curves import score_curves, training_curve, validation_curves
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
@@ -27,6 +29,7 @@ from kilopix.jobs import check_report, write_report
 from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
 from kilopix.models.dit import DiTConfig
 from kilopix.plain_text import on_page
+from kilopix.prompt_files import file_name
 from kilopix.recipe import Recipe
 from kilopix.runtime import read_json, read_lines, say, sha256_of_file
 from kilopix.scores_shown import read_scores
@@ -37,6 +40,40 @@ PER_TASK, PASTES = 6, 8
 SMALL = 192
 """Pixels of a side below which an image is shown larger than it is."""
 SHEETS, SHEET_WIDTH = 6, 720
+
+
+class _Said(Config):
+    """What the page takes from a file, of which further keys are let be."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Sampled(_Said):
+    file: str
+    prompt: str
+    seed: int
+
+
+class _Samples(_Said):
+    images: tuple[_Sampled, ...]
+    weights: str = ""
+
+
+class _Seen(_Said):
+    name: str
+    color: str | None = None
+
+
+class _Line(_Said):
+    file: str
+    prompt: str
+    tag: str
+    correct: bool
+    found: tuple[_Seen, ...]
+
+
+class _Stage(_Said):
+    seconds: float = Field(ge=0)
 
 
 @dataclass(frozen=True)
@@ -159,9 +196,10 @@ def _picture(manifest: Manifest, row: Row) -> Image.Image:
 def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
-    for item in read_json(folder / "samples.json")["images"]:
-        picture = Figure.of(_open(folder / item["file"]), f"seed {item['seed']}")
-        groups.setdefault(item["prompt"], []).append(picture)
+    path = folder / "samples.json"
+    for item in parse(_Samples, read_json(path), str(path)).images:
+        picture = Figure.of(_open(folder / file_name(item.file, str(path), folder)), f"seed {item.seed}")
+        groups.setdefault(item.prompt, []).append(picture)
     return groups
 
 
@@ -173,7 +211,8 @@ def _model_name(folder: Path) -> str:
 
 def _weights_of(folder: Path) -> Path:
     """Where the weights lay that made the samples of a folder."""
-    return (folder / read_json(folder / "samples.json")["weights"]).resolve()
+    path = folder / "samples.json"
+    return (folder / parse(_Samples, read_json(path), str(path)).weights).resolve()
 
 
 def _model_told(folder: Path) -> str:
@@ -190,28 +229,31 @@ def _model_told(folder: Path) -> str:
 def _judged(folders: Sequence[Path]) -> dict[str, list[Figure]]:
     """Images of every task, some right and some wrong where there are both, with what was found in them."""
     judged = next((folder for folder in folders if (folder / JUDGED).is_file()), None)
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for line in read_lines(judged / JUDGED) if judged else []:
-        tasks.setdefault(line["tag"], []).append(line | {"folder": judged})
+    if judged is None:
+        return {}
+    where, tasks = str(judged / JUDGED), dict[str, list[_Line]]()
+    for values in read_lines(judged / JUDGED):
+        line = parse(_Line, values, where)
+        tasks.setdefault(line.tag, []).append(line)
     return {
         tag.replace("_", " "): [
-            Figure.of(_open(line["folder"] / line["file"]), _found(line), line["correct"])
+            Figure.of(_open(judged / file_name(line.file, where, judged)), _found(line), line.correct)
             for line in _some_of_both(members)
         ]
         for tag, members in tasks.items()
     }
 
 
-def _some_of_both(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    right = [line for line in lines if line["correct"]]
-    wrong = [line for line in lines if not line["correct"]]
+def _some_of_both(lines: "list[_Line]") -> "list[_Line]":
+    right = [line for line in lines if line.correct]
+    wrong = [line for line in lines if not line.correct]
     shown = right[: max(PER_TASK // 2, PER_TASK - len(wrong))]
     return shown + wrong[: PER_TASK - len(shown)]
 
 
-def _found(line: dict[str, Any]) -> str:
-    names = [" ".join(filter(None, (d["color"], d["name"]))) for d in line["found"]]
-    return f"{line['prompt']}. Seen: {', '.join(names) or 'nothing'}."
+def _found(line: "_Line") -> str:
+    names = [" ".join(filter(None, (one.color, one.name))) for one in line.found]
+    return f"{line.prompt}. Seen: {', '.join(names) or 'nothing'}."
 
 
 def _sheets(folder: Path) -> list[Figure]:
@@ -243,7 +285,7 @@ def _pastes(manifest_path: Path) -> list[Figure]:
 
 
 def _times(path: Path) -> list[tuple[str, str, float]]:
-    seconds = {name: float(stage["seconds"]) for name, stage in read_json(path).items()}
+    seconds = {name: parse(_Stage, said, f"{path}: {name}").seconds for name, said in read_json(path).items()}
     longest = max(seconds.values(), default=1.0)
     return [(name, _clock(value), 100 * value / longest) for name, value in seconds.items()]
 

@@ -266,8 +266,9 @@ def release_arrays(root: Path, path: str) -> ReleaseArrays:
 def _array(content: bytes, what: str) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BrokenImage(f"{what} is no array ({str(error).splitlines()[0]})") from None
+    except (ValueError, TypeError, ArithmeticError, MemoryError, EOFError, OSError) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise BrokenImage(f"{what} is no array ({why})") from None
     if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
         raise BrokenImage(f"{what} holds numbers that are not finite")
     return array
