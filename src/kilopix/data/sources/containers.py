@@ -27,6 +27,8 @@ _IMAGE_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _KEPT_ROW_GROUPS = 4
 _REMEMBERED_ROW_GROUPS = 64
 _KEPT_INDEXES = 256
+TAR_DAMAGE = (tarfile.TarError, ValueError, OverflowError)
+"""What tarfile raises for a file that is none, the last two for sizes below 0 or beyond counting."""
 
 
 class BrokenImage(Exception):
@@ -183,7 +185,7 @@ def read_member(file: Path, name: str) -> bytes:
     """The bytes of a member of a tar file; raises `BrokenImage` if it is not there or cut off."""
     try:
         place = tar_index(file, file_stamp(file)).get(name)
-    except tarfile.TarError as error:
+    except TAR_DAMAGE as error:
         raise BrokenImage(f"{file.name} is no tar file ({error})") from None
     if place is None:
         raise BrokenImage(f"{file.name} has no member {name}")
