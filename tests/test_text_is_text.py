@@ -187,5 +187,6 @@ def test_words_from_right_to_left_keep_to_themselves():
 def test_what_is_plain_stays_as_it_is():
     assert in_markdown("a fox (red), dpmpp_2m: 50% #1!") == "a fox (red), dpmpp_2m: 50% #1!"
     assert in_markdown("*a* _b_ `c` <d> e|f") == r"\*a\* \_b\_ \`c\` \<d\> e\|f"
+    assert in_markdown("0.55 [1] [1](x) [a]") == r"0.55 [1] \[1\](x) \[a\]"
     assert code_in_markdown("a `b` ``c``") == "``` a `b` ``c`` ```"
     assert in_html("a & b") == "a &amp; b"

@@ -10,7 +10,8 @@ import unicodedata
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff]")
 """Controls other than line feed and tab, what turns the direction of text, and halves of characters."""
-_MARKUP = re.compile(r"[\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w)")
+_MARKUP = re.compile(r"(\[\d+\](?![(\[:]))|([\\`*\[\]<>|&~$]|(?<!\w)_|_(?!\w))")
+"""A number in brackets, which names a source, is no link; all the others are written with a backslash."""
 _RIGHT_TO_LEFT = ("R", "AL", "AN")
 _ISOLATED, _END = "\u2068", "\u2069"
 
@@ -40,7 +41,7 @@ def on_page(value: object) -> object:
 
 def in_markdown(text: str) -> str:
     """The text in Markdown, in a line or the cell of a table."""
-    return _MARKUP.sub(r"\\\g<0>", isolated(" ".join(text.split())))
+    return _MARKUP.sub(lambda m: m[1] or f"\\{m[2]}", isolated(" ".join(text.split())))
 
 
 def code_in_markdown(text: str) -> str:
