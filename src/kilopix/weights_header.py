@@ -30,7 +30,7 @@ class RunRecord(Config):
     trained_on: TrainedOn | None = None
 
     @classmethod
-    def of(cls, values: object, origin: str):
+    def of(cls, values: dict[str, Any], origin: str):
         """The checked values; `origin` is what an error names as their source."""
         return parse(cls, values, origin)
 
