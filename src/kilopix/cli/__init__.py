@@ -15,6 +15,7 @@ import typer
 from kilopix.cli import data, evaluation, training, use
 from kilopix.cli.options import Overrides, Overwrite, RecipeName, example, file_ending_in, new_folder
 from kilopix.errors import UserError
+from kilopix.plain_text import visible
 from kilopix.runtime import leave_terminal
 from kilopix.threads import watch_load
 
@@ -105,7 +106,7 @@ def main() -> None:
     except UserError as error:
         if os.environ.get("KILOPIX_TRACEBACK"):
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
         if end.code in (HUNG_UP, INTERRUPTED, TERMINATED):
