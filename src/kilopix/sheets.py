@@ -23,7 +23,7 @@ from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.text_encoder import load_text_encoder
 from kilopix.previews import as_images
 from kilopix.recipe import Recipe
-from kilopix.runtime import write_tensors
+from kilopix.runtime import read_tensors, say, write_tensors
 from kilopix.training.watching import PreviewConfig
 from kilopix.types import LatentStatistics, TextStates, UserError
 from kilopix.validation import evaluating
@@ -112,15 +112,16 @@ def open_preview(
 
 def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple[TextStates, TextStates]:
     """States of the prompts and of the negative prompt, from the file of an earlier call if it fits."""
-    from safetensors import safe_open
-
     path = folder / "prompts.safetensors"
     texts = [*recipe.preview.prompts, recipe.sampling.negative_prompt]
     wanted = {"texts": json.dumps(texts), "text_fingerprint": fingerprint}
     if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if file.metadata() == wanted:
-                return _split(TextStates(file.get_tensor("states"), file.get_tensor("mask")))
+        try:
+            stored, metadata = read_tensors(path)
+            if metadata == wanted:
+                return _split(TextStates(stored["states"], stored["mask"]))
+        except UserError as error:
+            say(f"{error} It is made anew.")
     encoder = load_text_encoder(recipe.text, device)
     if encoder.fingerprint != fingerprint:
         raise UserError(

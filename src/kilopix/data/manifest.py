@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.artefacts.digests import check_table, seal_table
 from kilopix.data.manifest_table import to_columns
 from kilopix.jobs import check_same_job
 from kilopix.runtime import atomic_path, report_left_out
@@ -127,6 +128,7 @@ def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any])
     table = table.replace_schema_metadata({**metadata, _OF_PANDAS: json.dumps(metadata)})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
+        seal_table(temporary)
     return failed
 
 
@@ -145,6 +147,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{path}: no such manifest file; `kilopix caption` and `kilopix augment` write one.")
     try:
+        check_table(path)
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None

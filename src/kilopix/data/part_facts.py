@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from kilopix.config import Config
 from kilopix.data.parts import Parts, read_table
-from kilopix.runtime import atomic_path, sha256_of_file, write_tensors
+from kilopix.runtime import read_tensors, sha256_of_file, write_tensors
 from kilopix.types import LatentMoments, LatentStatistics, TextStates, UserError
 
 if TYPE_CHECKING:
@@ -128,6 +126,8 @@ class Gathered:
 
 def gather(paths: Sequence[Path], folder: Path) -> Gathered:
     """Hash the parts, put what they say together, and write the empty text that the first one holds."""
+    from safetensors.torch import load
+
     facts: list[PartFacts] = []
     rows: dict[str, int] = {}
     for path in paths:
@@ -138,8 +138,7 @@ def gather(paths: Sequence[Path], folder: Path) -> Gathered:
         kind = path.name.split("-")[0]
         rows[kind] = rows.get(kind, 0) + len(table)
         if _EMPTY_KEY in metadata:
-            with atomic_path(folder / EMPTY_TEXT) as temporary:
-                temporary.write_bytes(metadata[_EMPTY_KEY])
+            write_tensors(folder / EMPTY_TEXT, load(metadata[_EMPTY_KEY]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = list(pool.map(sha256_of_file, paths))
     plain = [f.sums for f, path in zip(facts, paths, strict=True) if path.name.startswith("plain")]
@@ -167,7 +166,7 @@ def save_text(path: Path, text: TextStates) -> None:
 
 def load_text(path: Path) -> TextStates:
     """Read the file of one text's states."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = load_file(path)
+    tensors, _ = read_tensors(path)
+    if not {"states", "mask"} <= tensors.keys():
+        raise UserError(f"{path}: not the states of a text; encode again into a new folder.")
     return TextStates(tensors["states"], tensors["mask"])

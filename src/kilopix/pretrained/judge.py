@@ -8,14 +8,13 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kilopix.runtime import sha256_of_file
+from kilopix.runtime import read_tensors, sha256_of_file
 from kilopix.types import Detection, UserError
 
 SIDE = 64  # pixels of the pictures that the network sees
@@ -178,14 +177,10 @@ def load_judge(device: str = "cpu", path: Path | None = None) -> Judge:
 
 
 def _load(path: Path, device: str) -> Judge:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise UserError(f"{path}: the judge's weights are missing; reinstall kilopix.")
+    weights, metadata = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         header = JudgeHeader(
             tuple(json.loads(metadata["names"])),
             tuple(json.loads(metadata["colors"])),
@@ -194,6 +189,6 @@ def _load(path: Path, device: str) -> Judge:
         )
         net = JudgeNet(len(header.names), len(header.colors))
         net.load_state_dict({key: w.float() if w.is_floating_point() else w for key, w in weights.items()})
-    except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not the weights of a judge ({error}).") from None
     return Judge(net.to(memory_format=torch.channels_last), header, sha256_of_file(path), device)  # pyright: ignore[reportCallIssue]

@@ -18,11 +18,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.runtime import sha256_of_text, write_tensors
+from kilopix.runtime import read_tensors, sha256_of_text, write_tensors
 from kilopix.types import LatentMoments, UserError
 
 _HEADER_KEY = "kilopix.patch_codec"
@@ -174,12 +173,10 @@ class PatchCodec:
         """Read what `save` wrote; raises `UserError` for a missing file or another kind of file."""
         if not path.is_file():
             raise UserError(f"{path}: no such file; a patch codec is fitted by `kilopix encode`.")
+        tensors, header = read_tensors(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                config = PatchCodecConfig.model_validate(json.loads(header[_HEADER_KEY]))
-                tensors = {name: file.get_tensor(name) for name in ("mean", "analysis", "synthesis")}
-        except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:
+            config = PatchCodecConfig.model_validate(json.loads(header[_HEADER_KEY]))
+        except (KeyError, ValidationError, json.JSONDecodeError) as error:
             raise UserError(f"{path}: is not a patch codec's file ({str(error).splitlines()[0]}).") from None
         return PatchCodec.from_tensors(config, tensors, path)
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kilopix.runtime import SPEAKERS, read_json, say, sha256_of_file, sha256_of_text
+from kilopix.runtime import SPEAKERS, read_json, read_tensors, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
 
 DtypeName = Literal["auto", "float32", "bfloat16"]
@@ -109,15 +109,9 @@ def file_digest(path: Path) -> str:
 
 def read_weights_file(path: Path) -> dict[str, Tensor]:
     """The tensors of one safetensors file; a missing or damaged one is a `UserError` that names it."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}).") from None
+    return read_tensors(path)[0]
 
 
 def read_tokenizer(folder: Path) -> Any:
