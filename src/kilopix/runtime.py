@@ -112,8 +112,11 @@ def write_json(path: Path, value: Any, seal: bool = True) -> None:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON, without its digest; one that is missing, broken or not what was written is a `UserError`."""
+def read_json(path: Path, sealed: bool = False) -> Any:
+    """Read JSON, without its digest; one that is missing, broken or not what was written is a `UserError`.
+
+    With `sealed` it must have a digest, since only kilopix writes such a file.
+    """
     try:
         value = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
@@ -122,7 +125,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from None
-    return check_json(value, path)
+    return check_json(value, path, sealed)
 
 
 Line = dict[str, Any]

@@ -67,9 +67,14 @@ def seal_json(value: dict[str, Any]) -> dict[str, Any]:
     return {**plain, DIGEST: _of_json(json.loads(json.dumps(plain)))}
 
 
-def check_json(value: Any, place: Path) -> Any:
-    """What was read from `place` without its digest, if it has one; raises `Damaged` if it is not that."""
+def check_json(value: Any, place: Path, required: bool = False) -> Any:
+    """What was read from `place` without its digest, if it has one; raises `Damaged` if it is not that.
+
+    `required` is where only kilopix writes such a file.
+    """
     if not isinstance(value, dict) or not value or next(reversed(value)) != DIGEST:
+        if required:
+            raise Damaged(f"{place}: damaged, or written by an earlier version: it holds no {DIGEST}.")
         return value
     rest = {key: item for key, item in value.items() if key != DIGEST}
     if value[DIGEST] != _of_json(rest):

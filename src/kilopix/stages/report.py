@@ -23,12 +23,13 @@ from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.data.trained_on import TrainedOn
 from kilopix.english import counted
 from kilopix.errors import UserError
+from kilopix.evaluation.protocol import JUDGED, card_of, lines_beside
 from kilopix.jobs import check_report, write_report
 from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
-from kilopix.runtime import read_json, read_lines, say, sha256_of_file
+from kilopix.runtime import read_json, say, sha256_of_file
 from kilopix.scores_shown import read_scores
+from kilopix.training.logs import read_log
 
-JUDGED = "judged.jsonl"
 PER_TASK, PASTES = 6, 8
 SMALL = 192
 """Pixels of a side below which an image is shown larger than it is."""
@@ -96,11 +97,6 @@ def _template():
         undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(text)
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a missing log is empty, a broken line is a `UserError`."""
-    return read_lines(path) if path.exists() else []
 
 
 def _settings(recipe: dict[str, Any], trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
@@ -184,7 +180,7 @@ def _judged(folders: Sequence[Path]) -> dict[str, list[Figure]]:
     """Images of every task, some right and some wrong where there are both, with what was found in them."""
     judged = next((folder for folder in folders if (folder / JUDGED).is_file()), None)
     tasks: dict[str, list[dict[str, Any]]] = {}
-    for line in read_lines(judged / JUDGED) if judged else []:
+    for line in lines_beside(card_of(judged), JUDGED) if judged else []:
         tasks.setdefault(line["tag"], []).append(line | {"folder": judged})
     return {
         tag.replace("_", " "): [
