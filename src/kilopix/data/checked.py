@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +20,13 @@ from PIL import Image
 from kilopix.data.image_arrays import array_image
 from kilopix.data.sources import BrokenImage, decode, read_bytes
 from kilopix.progress import Progress
+from kilopix.runtime import read_json, sha256_of_file, write_json
 from kilopix.types import UserError
 
 Size = tuple[int, int]
 Cuts = Callable[[Size], Sequence[tuple[int, int, int, int]]]
+HASHES = "hashes.json"
+"""Beside images that kilopix made: their SHA-256."""
 _SHOWN = 5
 _ORIENTATION = 0x0112  # the Exif tag
 
@@ -81,10 +84,29 @@ def check_pictures(
             if one.size != wanted
         ]
         _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels{other_size}")
+    _refuse_changed(root, dict(zip(files, (one.sha256 for one in looked), strict=True)))
     if not allow_doubled:
         _refuse_doubled(root, files, looked)
     sizes = frozenset(one.size for one in looked)
     return Checked(wanted, tuple(one.sha256 for one in looked), sizes)
+
+
+def write_hashes(root: Path, files: Sequence[str]) -> None:
+    """Keep the SHA-256 of images that were made, so that one which is replaced is not scored unsaid."""
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
+        hashes = list(pool.map(sha256_of_file, [root / file for file in files]))
+    write_json(root / HASHES, {"files": dict(zip(files, hashes, strict=True))})
+
+
+def _refuse_changed(root: Path, found: Mapping[str, str]) -> None:
+    """Refuse images that are others than those whose hashes lie beside them."""
+    if (root / HASHES).is_file():
+        values = read_json(root / HASHES)
+        made = values.get("files") if isinstance(values, dict) else None
+        if not isinstance(made, dict):
+            raise UserError(f"{root / HASHES}: not hashes of images; delete it, or make the images again.")
+        changed = [file for file, digest in found.items() if made.get(file, digest) != digest]
+        _refuse(root, changed, f"are not the images that were made (delete {HASHES} if that is meant)")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kilopix.artefacts.digests import check_table
 from kilopix.config import Config
 from kilopix.data.parts import Parts, read_table
 from kilopix.runtime import read_tensors, sha256_of_file, write_tensors
@@ -130,6 +131,8 @@ def gather(paths: Sequence[Path], folder: Path) -> Gathered:
 
     facts: list[PartFacts] = []
     rows: dict[str, int] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(check_table, paths))  # before its hash is taken for what it should be
     for path in paths:
         table = read_table(path)
         metadata = table.schema.metadata

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kilopix.data.checked import HASHES, write_hashes
 from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
@@ -21,7 +22,7 @@ from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
 BATCH = 32
-FOLDER = Folder(("[0-9]*.png", GRID), record=LIST, instead=OPTION)
+FOLDER = Folder(("[0-9]*.png", GRID), (HASHES,), record=LIST, instead=OPTION)
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def run(
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
+    write_hashes(out, [file.name for file in files])
     say(f"{out / GRID}: {counted(len(files), 'picture')}.")
     return files
 

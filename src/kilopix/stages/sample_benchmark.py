@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from kilopix.data.checked import HASHES, write_hashes
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
@@ -24,7 +25,7 @@ from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]
 BATCH = 32
-FOLDER = Folder(("*/[0-9]*.png",), ("*/metadata.jsonl",), record=MADE)
+FOLDER = Folder(("*/[0-9]*.png",), ("*/metadata.jsonl", HASHES), record=MADE)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def run(
     missing = [job for job in jobs if not is_whole(job[0])]
     with Progress("sample", len(jobs), len(jobs) - len(missing)) as shown:
         generator.write(missing, sampling, BATCH, shown)
+    write_hashes(out, [file.as_posix() for one in asked for file in one.files])
     say(f"{out}: {counted(len(jobs), 'picture')} of {counted(len(asked), 'prompt')}, {style}.")
     return out
 
