@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kilopix.artefacts.digests import Damaged, check_tensors
+from kilopix.artefacts.digests import Damaged, check_shipped, check_tensors
 from kilopix.config import parse
 from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
@@ -34,6 +34,7 @@ from kilopix.types import LatentStatistics, UserError
 SHIPPED = Path(__file__).parent / "assets" / "weights"
 SHIPPED_MODEL = "mini"
 """The model of the embedded world that is installed with kilopix."""
+SHIPPED_SHA256 = "584596d2fb42117662a941fc8ea0885c32bc36af876a44eecfe90c1856004bfa"
 SHIPPED_TRAINING = "four and a half hours on one CPU core"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CHECKPOINTS, RECIPE, FINISHED = "checkpoints", "recipe.json", "finished.json"
@@ -124,6 +125,7 @@ def _shipped(name: str) -> Path:
     path = SHIPPED / f"{name}.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: the weights that ship with kilopix are missing; install kilopix again.")
+    check_shipped(path, SHIPPED_SHA256)
     return path
 
 

@@ -56,9 +56,23 @@ def check_tensors(path: Path) -> str | None:
     return _check(path, _place_in_tensors)
 
 
-def check_table(path: Path) -> str | None:
-    """The digest of an Arrow or Parquet file, or None if it has none; raises `Damaged` if it is not that."""
-    return _check(path, _place_in_table)
+def check_table(path: Path, required: bool = False) -> str | None:
+    """The digest of an Arrow or Parquet file, or None if it has none; raises `Damaged` if it is not that.
+
+    `required` is where only kilopix writes such a file.
+    """
+    digest = _check(path, _place_in_table)
+    if required and digest is None:
+        raise _damaged(path)
+    return digest
+
+
+def check_shipped(path: Path, sha256: str) -> None:
+    """Raise `Damaged` if a file that is installed with kilopix has another SHA-256 than here."""
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise Damaged(
+            f"{path}: damaged: its SHA-256 is not that of what ships with kilopix; install it again."
+        )
 
 
 def seal_json(value: dict[str, Any]) -> dict[str, Any]:

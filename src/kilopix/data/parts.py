@@ -59,7 +59,7 @@ class Parts:
 
     def check(self, path: Path) -> None:
         """Raise `Damaged` if a part is not what was written."""
-        check_table(path)
+        check_table(path, required=True)
 
     def tables(self) -> "Iterator[pa.Table]":
         """All parts in order."""
@@ -168,9 +168,9 @@ def write_table(path: Path, table: "pa.Table") -> None:
     """Write an Arrow table whole to one IPC file, which can be memory-mapped."""
     import pyarrow as pa
 
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-        writer.write_table(table)
-        writer.close()
+    with atomic_path(path) as temporary:
+        with pa.ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table)
         seal_table(temporary)
 
 
@@ -182,9 +182,10 @@ def read_table(path: Path, check: bool = True) -> "pa.Table":
     import pyarrow as pa
 
     try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
         if check:
-            check_table(path)
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            check_table(path, required=True)
+        return table
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(
             f"{path}: not a whole Arrow file ({error}); delete it and run the command again."

@@ -170,8 +170,8 @@ class Shards:
         for name, digest in self.index.files.items():
             if not name.endswith(".arrow") and sha256_of_file(folder / name) != digest:
                 raise UserError(
-                    f"{folder / name}: damaged; its SHA-256 is not the one in {INDEX}. Bring it back from a copy; "
-                    "or the same `kilopix encode` again makes it anew."
+                    f"{folder / name}: damaged; its SHA-256 is not the one in {INDEX}. Bring it back from "
+                    "a copy; or the same `kilopix encode` again makes it anew."
                 )
         self._files = {kind: self._open(kind) for kind in ("plain", "augmented")}
         self._starts = {

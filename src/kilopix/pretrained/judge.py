@@ -14,12 +14,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kilopix.artefacts.digests import check_shipped
 from kilopix.runtime import read_tensors, sha256_of_file
 from kilopix.types import Detection, UserError
 
 SIDE = 64  # pixels of the pictures that the network sees
 GRID = 16  # cells of its answer along a side
 _WEIGHTS = "judge.safetensors"
+_SHA256 = "34f03314b7143ca58fc64eb347b616f8aecc0daeea26a9ca0aa78984e54f5796"
 _SAME_PLACE = 0.4  # intersection over union from which two boxes are the same object
 
 
@@ -173,6 +175,8 @@ def load_judge(device: str = "cpu", path: Path | None = None) -> Judge:
     if path is not None:
         return _load(path, device)
     with resources.as_file(resources.files("kilopix.pretrained") / "assets" / _WEIGHTS) as shipped:
+        if shipped.is_file():
+            check_shipped(shipped, _SHA256)
         return _load(shipped, device)
 
 
