@@ -1,4 +1,4 @@
-"""Every artefact that a command reads, damaged in every way: it is named before use, or passed by with a word.
+"""Every artefact that a command reads, damaged in every way: named before use, or passed by with a word.
 
 Two small worlds are made once, the second with other seeds. Each case takes a copy of the first, damages one
 file and calls one command that reads it. With `-s` a table of counts is printed, in Markdown.
@@ -20,10 +20,6 @@ from tiny import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7000)]
 POWER = ["training.average.kind=power", "training.average.snapshot_every=32"]
-WORLD = [
-    "captions.parquet", "held_out.parquet", "augmented", "shards", "run", "power", "exported", "pictures",
-    "scores", "world",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,8 @@ class Artefact:
 
 RECIPE = ["--recipe", "mini", *TINY]
 FAST = ["--steps", "1", "--device", "cpu"]
+RECIPES = ("encode again", "train", "train again", "start from")
+JUDGING = [setting for setting in TINY if setting.startswith("evaluation.")]
 COMMANDS: dict[str, list[str]] = {
     "augment": ["augment", "captions.parquet", "new"],
     "augment again": ["augment", "captions.parquet", "augmented", "--size", "32"],
@@ -62,12 +60,11 @@ COMMANDS: dict[str, list[str]] = {
     "report": ["report", "run", "page.html", "--scores", "scores", "--samples", "pictures"],
     "report augmented": ["report", "run", "page.html", "--augmented", "augmented/manifest.parquet"],
     "compare": ["compare", "scores", "others/scores", "--out", "new"],
-    "evaluate": ["evaluate", "run", "held_out.parquet", "--out", "new"],
-    "evaluate again": ["evaluate", "run", "held_out.parquet", "--out", "scores"],
+    "evaluate": ["evaluate", "run", "held_out.parquet", "--out", "new", *JUDGING],
+    "evaluate again": ["evaluate", "run", "held_out.parquet", "--out", "scores", *JUDGING],
     "fidelity": ["fidelity", "pictures", "world/val", "--out", "new", "--only", "inception"],
     "caption again": ["caption", "world/train", "captions.parquet", "--captioner", "structured"],
 }  # fmt: skip
-RECIPES = ("encode again", "train", "train again", "start from", "evaluate", "evaluate again")
 LAST = "run/checkpoints/*96"
 ENDED = ("run/model.safetensors",)
 ARTEFACTS = [
@@ -89,7 +86,7 @@ ARTEFACTS = [
     Artefact("codec of a run", "run/codec.safetensors", ("sample", "evaluate")),
     Artefact("log", "run/log.jsonl", ("report", "train again"), (), ENDED),
     Artefact("state of a checkpoint", f"{LAST}/state.json", ("train again", "sample"), None, ENDED),
-    Artefact("average of a checkpoint", f"{LAST}/average.safetensors", ("train again", "sample"), None, ENDED),
+    Artefact("average of a checkpoint", f"{LAST}/average.*", ("train again", "sample"), None, ENDED),
     Artefact("shard of a checkpoint", f"{LAST}/shard-*", ("train again", "sample"), None, ENDED),
     Artefact("snapshot of an average", "power/averages/*96-0.05*", ("average",), ()),
     Artefact("exported model", "exported/model.safetensors", ("sample exported", "export again"),
@@ -131,6 +128,13 @@ REPLACED = "another valid one"
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with two worlds, `one` and `two`."""
     root = tmp_path_factory.mktemp("worlds")
+    make_worlds(root)
+    yield root
+    print(table())
+
+
+def make_worlds(root: Path) -> None:
+    """Both worlds, by the demo and a few commands more."""
     for name, more in (("one", []), ("two", ["seed=1", "world.images_per_class=10", "data.captioner=aio"])):
         folder = root / name
         run_demo(folder, "mini", [*TINY, *more])
@@ -138,8 +142,6 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         call(folder, ["export", "run", "exported", "--steps", "1"])
         shutil.rmtree(folder / "pictures")
         call(folder, COMMANDS["sample again"])
-    yield root
-    print(table())
 
 
 def call(place: Path, command: list[str], ask: str = "") -> tuple[int, str]:
@@ -208,8 +210,11 @@ def test_a_damaged_artefact_is_named_or_passed_by(worlds: Path, artefact: Artefa
                 (place / name).unlink()
             path = next(place.glob(artefact.pattern))
             if fault == REPLACED:
-                other = next((worlds / "two").glob(artefact.pattern))
-                path.write_bytes(other.read_bytes())
+                other = next((worlds / "two").glob(artefact.pattern)).read_bytes()
+                if other == path.read_bytes():  # as the states of the empty text are, by one encoder
+                    shutil.rmtree(place)
+                    continue
+                path.write_bytes(other)
             else:
                 rng = random.Random(f"{artefact.name} {fault} {command}")
                 path.write_bytes(FAULTS[fault](path.read_bytes(), rng))

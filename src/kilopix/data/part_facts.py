@@ -132,7 +132,9 @@ def gather(paths: Sequence[Path], folder: Path) -> Gathered:
     facts: list[PartFacts] = []
     rows: dict[str, int] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(lambda path: check_table(path, required=True), paths))  # before its hash is taken for what it should be
+        list(
+            pool.map(lambda path: check_table(path, required=True), paths)
+        )  # before its hash is taken for what it should be
     for path in paths:
         table = read_table(path)
         metadata = table.schema.metadata

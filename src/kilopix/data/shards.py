@@ -177,6 +177,12 @@ class Shards:
         self._starts = {
             kind: np.cumsum([0, *(len(file) for file in files)]) for kind, files in self._files.items()
         }
+        for kind, count in (("plain", self.index.plain), ("augmented", self.index.augmented)):
+            if (held := int(self._starts[kind][-1])) != count:
+                raise UserError(
+                    f"{folder}: {INDEX} says {count} {kind} images, but {kind}-*.arrow hold {held}; "
+                    "`kilopix verify` says which are damaged."
+                )
         self._versions = Versions.of(self.column("plain", "path"), self.column("augmented", "base"))
         self.empty_text = load_text(folder / EMPTY_TEXT)
 
