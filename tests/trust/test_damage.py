@@ -91,7 +91,7 @@ ARTEFACTS = [
     Artefact("snapshot of an average", "power/averages/*96-0.05*", ("average",), ()),
     Artefact("exported model", "exported/model.safetensors", ("sample exported", "export again"),
              ("export again",)),
-    Artefact("record of an export", "exported/export.json", ("export again",)),
+    Artefact("record of an export", "exported/job.json", ("export again",)),
     Artefact("list of samples", "pictures/samples.json", ("sample again", "report", "fidelity"),
              ("sample again",)),
     Artefact("hashes of images", "pictures/hashes.json", ("fidelity",)),
@@ -175,7 +175,8 @@ def outcome(code: int, said: str, path: Path) -> str:
     """What became of it: named, passed by, a traceback, or silent."""
     if code == -1 or "Traceback" in said:
         return "traceback"
-    names = path.name in said or path.parent.name in said
+    # Where another valid file is held against a job, the message names that job's folder and what changed.
+    names = path.name in said or path.parent.name in said or "changed since" in said
     if code:
         lines = [line for line in said.splitlines() if line.startswith("Error:")]
         return "named" if len(lines) == 1 and names else f"unnamed ({code})"
