@@ -8,10 +8,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from kilopix.artefacts.digests import Damaged, check_table, check_tensors, seal_table
+from kilopix.artefacts.digests import Damaged, check_shipped, check_table, check_tensors, seal_table
+from kilopix.data.checked import check_pictures, write_hashes
+from kilopix.data.lines import finished_lines
 from kilopix.data.parts import Parts, read_table, write_table
 from kilopix.errors import UserError
+from kilopix.evaluation.protocol import CARD, JUDGED, Card, lines_beside, write_card
+from kilopix.features import StoredFeatures, stored_moments
+from kilopix.model_files import find_weights
 from kilopix.runtime import read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
+from tiny_networks import draw_pictures
 
 
 def write_parquet(path: Path) -> None:
@@ -121,3 +127,58 @@ def test_a_damaged_part_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
     parts.path(1).write_bytes(content)
     assert parts.missing() == [1]
     assert "part-00001.arrow: damaged, and made anew." in capsys.readouterr().out
+
+
+def test_damaged_lines_of_a_finished_file_are_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, job = tmp_path / "detections.jsonl", {"stage": "geneval"}
+    write_lines(path, [{"job": job}, {"file": "a.png", "score": 0.5}])
+    found = finished_lines(path, job, 1)
+    assert found is not None
+    assert found[1] == [{"file": "a.png", "score": 0.5}]
+    path.write_bytes(path.read_bytes().replace(b"0.5", b"0.4"))
+    assert finished_lines(path, job, 1) is None
+    assert "detections.jsonl: was complete, but is cut short or damaged" in capsys.readouterr().out
+
+
+def test_images_that_were_replaced_are_not_scored(tmp_path: Path):
+    draw_pictures(tmp_path, 3, seed=0)
+    names = [f"{i:05d}.png" for i in range(3)]
+    write_hashes(tmp_path, names)
+    check_pictures(tmp_path, names)
+    (tmp_path / "other").mkdir()
+    draw_pictures(tmp_path / "other", 1, seed=9)
+    (tmp_path / "other" / names[0]).rename(tmp_path / names[1])
+    with pytest.raises(UserError, match=r"are not the images that were made .*: 00001\.png"):
+        check_pictures(tmp_path, names)
+
+
+def test_what_a_card_sums_up_is_held_against_it(tmp_path: Path):
+    facts = {"checkpoint": "m", "resolution": 8, "images_per_prompt": 1, "images": 1, "evaluator": "judge"}
+    facts |= {"evaluator_sha256": "0" * 64, "kilopix_version": "0", "prompt_style": "plain"}
+    write_lines(tmp_path / JUDGED, [{"correct": True}], seal=False)
+    write_card(tmp_path / CARD, Card.model_validate(facts))
+    assert lines_beside(tmp_path / CARD, JUDGED) == [{"correct": True}]
+    write_lines(tmp_path / JUDGED, [{"correct": False}], seal=False)
+    with pytest.raises(UserError, match=r"judged\.jsonl: damaged, or not what card\.json was made from"):
+        lines_beside(tmp_path / CARD, JUDGED)
+
+
+def test_moments_that_are_damaged_are_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    parts = Parts(tmp_path, 1)
+    column = pa.FixedSizeListArray.from_arrays(pa.array([1.0, 2.0, 3.0, 5.0, 4.0, 4.0], pa.float32()), 2)
+    write_table(parts.path(0), pa.table({"features": column}))
+    features = StoredFeatures(parts, (3,), 2, "cpu")
+    before = stored_moments(features)
+    path = tmp_path / "moments.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    after = stored_moments(features)
+    assert torch.equal(before.mean, after.mean)
+    assert "moments.safetensors: damaged" in capsys.readouterr().out
+
+
+def test_what_is_installed_is_held_against_its_hash(tmp_path: Path):
+    path = tmp_path / "mini.safetensors"
+    path.write_bytes(b"weights")
+    with pytest.raises(Damaged, match="install it again"):
+        check_shipped(path, "0" * 64)
+    assert find_weights("mini").is_file()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kilopix.training.logs import LogWindow, cut_log, read_log
+from kilopix.training.logs import LogWindow, cut_log, lines_of_log, read_log
 
 
 def window(path: Path) -> LogWindow:
@@ -69,11 +69,16 @@ def test_a_bad_line_is_skipped_and_counted(number: int, tmp_path: Path, capsys: 
     assert path.read_bytes() == b""
 
 
-def test_a_line_that_is_being_written_is_no_bad_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_line_that_is_being_written_is_no_bad_one(tmp_path: Path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(json.dumps(LINE).encode() + b'\n{"ima')
-    assert read_log(path) == [LINE]
-    assert capsys.readouterr().out == ""
+    assert lines_of_log(path) == ([LINE], 0, True)
+
+
+def test_a_log_that_lost_all_its_lines_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "log.jsonl").write_bytes(b"")
+    assert read_log(tmp_path / "log.jsonl") == []
+    assert "log.jsonl: holds no line." in capsys.readouterr().out
 
 
 def test_other_logs_hold_other_lines(tmp_path: Path):

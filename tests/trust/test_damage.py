@@ -95,7 +95,7 @@ ARTEFACTS = [
     Artefact("list of samples", "pictures/samples.json", ("sample again", "report", "fidelity"),
              ("sample again",)),
     Artefact("hashes of images", "pictures/hashes.json", ("fidelity",)),
-    Artefact("image", "pictures/00000.png", ("fidelity",)),
+    Artefact("image", "pictures/00000.png", ("fidelity", "report", "sample again")),
     Artefact("card", "scores/card.json", ("compare", "report"), ("compare",)),
     Artefact("verdicts", "scores/judged.jsonl", ("compare", "report", "evaluate again")),
     Artefact("job of evaluate", "scores/job.json", ("evaluate again",)),
@@ -168,7 +168,7 @@ def call(place: Path, command: list[str], ask: str = "") -> tuple[int, str]:
 
 
 COUNTS: Counter[tuple[str, str, str]] = Counter()
-WORDS = ("damaged", "made anew", "taken instead", "skipped", "cut short", "changed", "Looking at", "fault")
+WORDS = ("damaged", "made anew", "taken instead", "skipped", "cut short", "Looking at", "fault", "no line")
 
 
 def outcome(code: int, said: str, path: Path) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +84,9 @@ def check_pictures(
             if one.size != wanted
         ]
         _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels{other_size}")
-    _refuse_changed(root, dict(zip(files, (one.sha256 for one in looked), strict=True)))
+    made = _hashes(root)
+    now = zip(files, (one.sha256 for one in looked), strict=True)
+    refuse_changed(root, [file for file, digest in now if made.get(file, digest) != digest])
     if not allow_doubled:
         _refuse_doubled(root, files, looked)
     sizes = frozenset(one.size for one in looked)
@@ -98,15 +100,25 @@ def write_hashes(root: Path, files: Sequence[str]) -> None:
     write_json(root / HASHES, {"files": dict(zip(files, hashes, strict=True))})
 
 
-def _refuse_changed(root: Path, found: Mapping[str, str]) -> None:
-    """Refuse images that are others than those whose hashes lie beside them."""
-    if (root / HASHES).is_file():
-        values = read_json(root / HASHES)
-        made = values.get("files") if isinstance(values, dict) else None
-        if not isinstance(made, dict):
-            raise UserError(f"{root / HASHES}: not hashes of images; delete it, or make the images again.")
-        changed = [file for file, digest in found.items() if made.get(file, digest) != digest]
-        _refuse(root, changed, f"are not the images that were made (delete {HASHES} if that is meant)")
+def changed_images(root: Path) -> list[str]:
+    """The images below a folder that are others than those whose hashes lie beside them."""
+    made = _hashes(root)
+    return [n for n, digest in made.items() if (root / n).is_file() and sha256_of_file(root / n) != digest]
+
+
+def _hashes(root: Path) -> dict[str, str]:
+    if not (root / HASHES).is_file():
+        return {}
+    values = read_json(root / HASHES)
+    made = values.get("files") if isinstance(values, dict) else None
+    if not isinstance(made, dict):
+        raise UserError(f"{root / HASHES}: not hashes of images; delete it, or make the images again.")
+    return made
+
+
+def refuse_changed(root: Path, changed: Sequence[str]) -> None:
+    """Refuse images that are others than those that were made."""
+    _refuse(root, changed, f"are not the images that were made (delete {HASHES} if that is meant)", "used")
 
 
 @dataclass(frozen=True)
@@ -164,10 +176,10 @@ def _refuse_doubled(root: Path, files: Sequence[str], looked: Sequence[_Seen]) -
     )
 
 
-def _refuse(root: Path, names: Sequence[str], what: str) -> None:
+def _refuse(root: Path, names: Sequence[str], what: str, done: str = "scored") -> None:
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise UserError(
             f"{root}: {len(names)} of the pictures {what}: {', '.join(names[:_SHOWN])}{more}. "
-            "Nothing was scored."
+            f"Nothing was {done}."
         )

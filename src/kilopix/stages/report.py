@@ -17,6 +17,7 @@ from typing import Any
 from PIL import Image
 
 from kilopix.curves import score_curves, training_curve, validation_curves
+from kilopix.data.checked import changed_images, refuse_changed
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
@@ -148,6 +149,7 @@ def _picture(manifest: Manifest, row: Row) -> Image.Image:
 def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
+    refuse_changed(folder, changed_images(folder))
     for item in read_json(folder / "samples.json")["images"]:
         picture = Figure.of(_open(folder / item["file"]), f"seed {item['seed']}")
         groups.setdefault(item["prompt"], []).append(picture)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kilopix.data.checked import HASHES, write_hashes
+from kilopix.data.checked import HASHES, changed_images, write_hashes
 from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
@@ -87,11 +87,13 @@ def run(
     if state != "same":
         write_json(out / LIST, made)
     elif (out / GRID).exists():
+        for name in changed_images(out):
+            (out / name).unlink()
         lost = [file.name for file in (*files, out / GRID) if not is_whole(file)]
         if not lost:
             say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
             return files
-        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+        say(f"{out}: was complete, but these are missing or damaged, and made anew: {name_some(lost)}.")
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)

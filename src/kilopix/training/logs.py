@@ -109,9 +109,11 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    lines, skipped = lines_of_log(path)
-    if skipped:
-        say(skipped_lines(path, skipped))
+    lines, skipped, unfinished = lines_of_log(path)
+    if skipped or unfinished:
+        say(skipped_lines(path, skipped + unfinished))
+    elif not lines:
+        say(f"{path}: holds no line.")
     return lines
 
 
@@ -120,13 +122,13 @@ def skipped_lines(path: Path, count: int) -> str:
     return f"{path}: {counted(count, 'line')} skipped that cannot be read."
 
 
-def lines_of_log(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The lines of a log, and how many others there are; an unfinished last one is not counted."""
+def lines_of_log(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
+    """The lines of a log, how many others there are, and whether the last one is unfinished."""
     *texts, last = path.read_bytes().split(b"\n")
     found = [_line_of_log(text, path.name) for text in texts if text.strip()]
     lines = [line for line in found if line is not None]
     whole = _line_of_log(last, path.name)
-    return [*lines, *([whole] if whole else [])], len(found) - len(lines)
+    return [*lines, *([whole] if whole else [])], len(found) - len(lines), bool(last and not whole)
 
 
 def _line_of_log(text: bytes, name: str) -> dict[str, Any] | None:

@@ -66,7 +66,7 @@ class TrainingView:
     def log(self) -> list[dict[str, Any]]:
         """The whole lines of the log; one that is being written is left for the next look."""
         path = self.folder / LOG
-        lines, skipped = lines_of_log(path) if path.is_file() else ([], 0)
+        lines, skipped, _ = lines_of_log(path) if path.is_file() else ([], 0, False)
         if skipped > self._skipped:
             say(skipped_lines(path, skipped))
         self._skipped = skipped
