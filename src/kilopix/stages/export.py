@@ -87,7 +87,8 @@ def run(
     state = state_of(out, FOLDER, job, overwrite, lambda record: {**read_json(record), "files": {}})
     if state == "same":
         files: dict[str, str] = read_json(out / FOLDER.record)["files"]
-        lost = [n for n, h in files.items() if not (out / n).is_file() or sha256_of_file(out / n) != h]
+        changed = [n for n, h in files.items() if not (out / n).is_file() or sha256_of_file(out / n) != h]
+        lost = [name for name in changed if name != CARD or not (out / CARD).is_file()]
         if not lost:
             say(f"{out}: already complete, {_how_to_load(kind, out)}")
             return
@@ -105,7 +106,8 @@ def run(
         with Progress("sample for the card", len(wanted)) as shown:
             generator.write(wanted, sampling, 32, shown)
         text = model_card(generator, about, cards, samples, kind == "diffusers")
-        (temporary / CARD).write_text(text, encoding="utf-8")
+        own = state == "same" and (out / CARD).is_file()  # which may hold words of the user
+        (temporary / CARD).write_bytes((out / CARD).read_bytes() if own else text.encode())
         made = sorted(file for file in temporary.rglob("*") if file.is_file())
         files = {file.relative_to(temporary).as_posix(): sha256_of_file(file) for file in made}
         write_json(temporary / FOLDER.record, {**job, "files": files})
