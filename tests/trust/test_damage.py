@@ -41,6 +41,7 @@ RECIPE = ["--recipe", "mini", *TINY]
 FAST = ["--steps", "1", "--device", "cpu"]
 RECIPES = ("encode again", "train", "train again", "start from")
 JUDGING = [setting for setting in TINY if setting.startswith("evaluation.")]
+KID = ["--only", "efficientnet-lite0", "kid_subset_size=2", "neighbours=1"]
 COMMANDS: dict[str, list[str]] = {
     "augment": ["augment", "captions.parquet", "new"],
     "augment again": ["augment", "captions.parquet", "augmented", "--size", "32"],
@@ -51,7 +52,7 @@ COMMANDS: dict[str, list[str]] = {
     "inspect": ["inspect", "shards", "page.html"],
     "verify": ["verify", "shards"],
     "sample": ["sample", "run", "a photo of a cat", "--out", "new", *FAST],
-    "sample again": ["sample", "run", "a photo of a cat", "--out", "pictures", *FAST],
+    "sample again": ["sample", "run", "a photo of a cat", "a car", "a banana", "--out", "pictures", *FAST],
     "sample exported": ["sample", "exported", "a photo of a cat", "--out", "new", *FAST],
     "export": ["export", "run", "new", "--steps", "1"],
     "export again": ["export", "run", "exported", "--steps", "1"],
@@ -62,7 +63,7 @@ COMMANDS: dict[str, list[str]] = {
     "compare": ["compare", "scores", "others/scores", "--out", "new"],
     "evaluate": ["evaluate", "run", "held_out.parquet", "--out", "new", *JUDGING],
     "evaluate again": ["evaluate", "run", "held_out.parquet", "--out", "scores", *JUDGING],
-    "fidelity": ["fidelity", "pictures", "world/val", "--out", "new", "--only", "inception"],
+    "fidelity": ["fidelity", "pictures", "world/val", "--out", "new", *KID],
     "caption again": ["caption", "world/train", "captions.parquet", "--captioner", "structured"],
 }  # fmt: skip
 LAST = "run/checkpoints/*96"
@@ -226,3 +227,14 @@ def test_a_damaged_artefact_is_named_or_passed_by(worlds: Path, artefact: Artefa
                 wrong.append(f"{fault}, {command}: {found}\n{said[-1500:]}")
             shutil.rmtree(place)
     assert not wrong, "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_is_said_of_a_sound_world(worlds: Path, command: str, tmp_path: Path):
+    """Without which no outcome above would mean anything."""
+    place = shutil.copytree(worlds / "one", tmp_path / "here")
+    if command == "compare":
+        shutil.copytree(worlds / "one" / "scores", place / "others" / "scores")
+    code, said = call(place, COMMANDS[command], command)
+    assert code == 0, said
+    assert not any(word in said for word in WORDS), said
