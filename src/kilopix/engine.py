@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
 from kilopix.english import counted
+from kilopix.model_files import CHECKPOINTS
 from kilopix.network import Network, blocks_of, build_network, shards_of
 from kilopix.progress import Progress as Shown
 from kilopix.progress import working
@@ -45,7 +46,6 @@ from kilopix.training.watchdog import Watchdog
 from kilopix.types import UserError
 from kilopix.watch import ScoreAverage, Watch, open_watch
 
-CHECKPOINTS = "checkpoints"
 LATE = 1
 """Steps by which the host reads losses and norms late, so that a GPU always has its next step to do."""
 
