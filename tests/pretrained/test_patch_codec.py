@@ -133,7 +133,7 @@ def test_wrong_files_are_named(tmp_path: Path, codec: PatchCodec):
         PatchCodec.load(tmp_path / "none.safetensors")
     text = tmp_path / "text.safetensors"
     text.write_text("not weights, but a text that is long enough", encoding="utf-8")
-    with pytest.raises(UserError, match=r"text\.safetensors: is not a patch codec"):
+    with pytest.raises(UserError, match=r"text\.safetensors: not a whole safetensors file"):
         PatchCodec.load(text)
     other = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, other)
