@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kilopix.errors import UserError
+from kilopix.faults import named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if temporary.stat().st_mode != mode:
             temporary.chmod(mode)
         os.replace(temporary, path)
+    except Exception as error:
+        if (fault := named(error, path, temporary)) is error:
+            raise
+        raise fault from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kilopix.faults import explain
 from kilopix.runtime import read_json, say, sha256_of_file, sort_metadata, write_json, write_tensors
 from kilopix.training.parallel import Processes, full
 from kilopix.types import UserError
@@ -109,14 +110,7 @@ def whole_tensors(network: nn.Module, main: bool = True) -> dict[str, Tensor]:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors with a header of JSON values, whole or not at all."""
-    from safetensors import SafetensorError
-
-    try:
-        write_tensors(path, tensors, {k: json.dumps(v) for k, v in header.items()})
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: could not be written ({error}); what was there is kept. Make room, then go on."
-        ) from error
+    write_tensors(path, tensors, {k: json.dumps(v) for k, v in header.items()})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -170,7 +164,7 @@ def save_checkpoint(
     finally:
         if processes.main:
             shutil.rmtree(temporary, ignore_errors=True)
-    if processes.main:
+    if processes.main and not progress.bad_in_a_row:  # else the last good ones would make room for bad ones
         for old in thinned(checkpoints(folder), keep, keep_every):
             shutil.rmtree(old)
     processes.wait()
@@ -187,12 +181,12 @@ def _told_to_all(final: Path, processes: Processes) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, UserError, CheckpointException) as error:
-        problem = str(_cause(error))
+        problem = explain(error) or str(_cause(error))
     problems = [text for text in processes.gather(problem) if text]
     if problems:
         raise UserError(
-            f"{final}: the checkpoint could not be written ({problems[0]}); the last one is kept. Make room, "
-            "or set training.keep_checkpoints lower; the same command goes on from there."
+            f"{final}: the checkpoint could not be written; the last one is kept. {problems[0]} "
+            "A lower training.keep_checkpoints takes less room."
         )
 
 

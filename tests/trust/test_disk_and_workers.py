@@ -1,0 +1,178 @@
+"""Every command under every refusal of the system: one line, nothing lost, and the same command goes on."""
+
+import csv
+import errno
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from refusals import Commands, Refusal, build_library
+
+from tiny import TINY
+from tiny_models import save_clip, save_detector, save_instruct, save_vlm
+from tiny_networks import draw_pictures, inception_tensors, save_inception
+
+pytestmark = pytest.mark.slow
+
+RECIPE = [*TINY, "training.images=64", "data.augment.setting=1/2"]
+POWER = ["training.average.kind=power", "training.average.snapshot_every=32"]
+REFUSALS = (
+    *(Refusal("full disk, at a write", "write", errno.ENOSPC, after) for after in (0, 1, 3, 8, 20)),
+    *(Refusal("quota, at a flush", "sync", errno.EDQUOT, after) for after in (0, 2)),
+    *(Refusal("no network, at a close", "close", errno.EIO, after) for after in (0, 3)),
+    *(Refusal("read-only", "create", errno.EROFS, after) for after in (0, 4)),
+    *(Refusal("no permission", "create", errno.EACCES, after) for after in (0, 2)),
+    *(Refusal("bad sectors, at a read", "read", errno.EIO, after) for after in (0, 2, 6)),
+    *(Refusal("stale handle, at an opening", "open", errno.ESTALE, after) for after in (0, 3)),
+    *(Refusal("a file that vanished", "open", errno.ENOENT, after) for after in (1, 5)),
+    *(Refusal("too many open files", files=files) for files in (8, 12, 20)),
+)
+STEPS = {
+    "mini": "mini {out} --classes 2 --images-per-class 2 --val-per-class 1 --workers 1",
+    "caption": "caption {world}/world/train {out}.parquet --workers 1",
+    "captions": "captions {world}/captions.parquet --out {out}.json",
+    "augment": "augment {world}/captions.parquet {out} --size 32 --workers 1 --part-rows 3",
+    "encode": "encode {world}/captions.parquet {out} {recipe} --augmented {world}/augmented/manifest.parquet "
+    "--workers 1 --part-rows 3 --device cpu",
+    "verify": "verify {world}/shards",
+    "inspect": "inspect {world}/shards {out}.html --device cpu",
+    "train": "train {world}/shards {out} {recipe} {power} --device cpu",
+    "average": "average {world}/run --sigma-rel 0.12 --out {out}.safetensors",
+    "sample": "sample {world}/run cat car --out {out} --device cpu",
+    "evaluate": "evaluate {world}/run {world}/val.parquet --out {out} --device cpu",
+    "fidelity": "fidelity {world}/drawn {world}/real weights.inception={world}/inception.safetensors --out {out} "
+    "--only inception --cache {out}-cache --workers 1 --device cpu",
+    "geneval": "geneval {world}/made --out {out} --detector {world}/detector --clip {world}/clip --any-prompts "
+    "--device cpu --allow-doubled",
+    "dpg": "dpg {world}/drawn --questions {world}/questions.csv --out {out} --model {world}/vlm --device cpu",
+    "lengthen": "lengthen {out}.jsonl --model {world}/instruct --prompts {world}/prompts.txt --max-tokens 4 "
+    "--device cpu",
+    "sample-benchmark": "sample-benchmark dpg {world}/run {out} --questions {world}/questions.csv -n 1 --device cpu",
+    "compare": "compare {world}/scores {world}/scores --out {out}",
+    "convert": "convert inception {world}/inception.pth {out}.safetensors",
+    "fetch": "fetch {world}/parquet {out} --limit 4",
+    "fetch-dpg": "fetch-dpg {out}.csv --url file://{world}/questions.csv --sha256 {sha256}",
+    "export": "export {world}/run {out} --device cpu",
+    "export diffusers": "export {world}/run {out} --format diffusers --device cpu",
+    "report": "report {world}/run {out}.html --scores {world}/scores --samples {world}/samples",
+    "plan": "plan mini --device h100-sxm --shards {world}/shards",
+}
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
+    library = build_library(tmp_path_factory.mktemp("library"))
+    if library is None:
+        pytest.skip("no C compiler, or no LD_PRELOAD")
+    with Commands(library) as called:
+        yield called
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
+    """All that the commands read."""
+    import torch
+
+    world = tmp_path_factory.mktemp("refused")
+
+    def make(name: str, out: str) -> None:
+        done = commands(*words(name, world, world / out))
+        assert done.code == 0, f"{name}: {done.err}"
+
+    assert (
+        commands(*f"mini {world}/world --classes 2 --images-per-class 4 --val-per-class 8".split()).code == 0
+    )
+    make("caption", "captions")
+    assert commands("caption", world / "world" / "val", world / "val.parquet").code == 0
+    make("augment", "augmented")
+    make("encode", "shards")
+    make("train", "run")
+    make("evaluate", "scores")
+    make("sample", "samples")
+    save_inception(world / "inception.safetensors")
+    torch.save(inception_tensors(), world / "inception.pth")
+    save_detector(world / "detector")
+    save_clip(world / "clip")
+    save_vlm(world / "vlm")
+    save_instruct(world / "instruct")
+    names = draw_pictures(world / "drawn", 4, 0)
+    draw_pictures(world / "real", 6, 1)
+    (world / "prompts.txt").write_text("a cat\na car\n", encoding="utf-8")
+    with open(world / "questions.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        head = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
+        writer.writerow([*head.split(","), "question_natural_language"])
+        for name in names:
+            writer.writerow(
+                [Path(name).stem, "a cat", "", 1, 0, "x", "y", "entity - whole (a)", "Is it a cat?"]
+            )
+    for number, name in enumerate(names):
+        folder = world / "made" / f"{number:05d}"
+        (folder / "samples").mkdir(parents=True)
+        shutil.copyfile(world / "drawn" / name, folder / "samples" / "0000.png")
+        asked = {
+            "tag": "single_object",
+            "include": [{"class": "cat", "count": 1}],
+            "prompt": "a photo of a cat",
+        }
+        (folder / "metadata.jsonl").write_text(json.dumps(asked), encoding="utf-8")
+    return world
+
+
+def words(name: str, world: Path, out: Path) -> list[str]:
+    """The command of that name, with its places filled in."""
+    from kilopix.runtime import sha256_of_file
+
+    places = {"world": world, "out": out, "sha256": ""}
+    if name == "fetch-dpg":
+        places["sha256"] = sha256_of_file(world / "questions.csv")
+    found: list[str] = []
+    for word in STEPS[name].split():
+        several = {"{recipe}": RECIPE, "{power}": POWER}.get(word)
+        found += several or [word.format(**places)]
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The results that do not depend on the time, by name."""
+    endings = (".arrow", ".parquet", ".safetensors", ".png", ".jpg", ".csv")
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.suffix in endings
+    }
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_every_refusal_is_one_line_and_nothing_is_lost(
+    name: str, world: Path, commands: Commands, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    done = commands(*words(name, world, whole / "out"))
+    assert done.code == 0, done.err
+    counts, faults = Counter[str](), []
+    for number, refusal in enumerate(REFUSALS):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        below = world if refusal.call in ("read", "open") else folder
+        ended = commands(*words(name, world, folder / "out"), below=below, refusal=refusal)
+        fault = ended.fault
+        counts["refused" if ended.code else "ended well"] += 1
+        again = commands(*words(name, world, folder / "out"))
+        if fault is None and again.code:
+            fault = "does not go on"
+            ended = again
+        elif fault is None and contents(folder).keys() != contents(whole).keys():
+            fault = f"other files: {sorted(contents(folder).keys() ^ contents(whole).keys())}"
+        elif fault is None and (other := [k for k, v in contents(whole).items() if contents(folder)[k] != v]):
+            fault = f"other contents: {other}"
+        if fault:
+            faults.append(f"{refusal}: {fault}\n{ended.out}{ended.err}")
+        shutil.rmtree(folder)
+    with capsys.disabled():
+        print(f"| {name} | {len(REFUSALS)} | {counts['refused']} | {counts['ended well']} | {len(faults)} |")
+    assert not faults, "\n\n".join(faults)
