@@ -30,9 +30,15 @@ _TO_DO = {
     errno.EAGAIN: f"Too many processes or threads; see `ulimit -u`. With fewer --workers, {_AGAIN}.",
     errno.EXDEV: "The folder lies on two file systems; choose another place.",
 }
+OF_ALL_FILES = {
+    *(errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN),
+    *(errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH),
+}
+"""Errors at reading a file that say nothing about it: disk, network or process have the trouble."""
 _OF_THE_PROGRAM = (errno.EBADF, errno.EFAULT, errno.ENOTTY, errno.EINVAL)
 _IN_TEXT = re.compile(r"(?:os error |\[errno )(\d+)", re.IGNORECASE)
 """How libraries that are not written in Python say which error of the system it was."""
+_OF_TORCH = re.compile(r"unable to \w+ .*<(.+)>.*\((\d+)\)", re.DOTALL)
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|bad_alloc", re.IGNORECASE)
 
 
@@ -41,6 +47,11 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error))):
         said = (str(error).splitlines() or [""])[0][:200]
         return f"Out of memory{f' ({said})' if said else ''}. {_TO_DO[errno.ENOMEM]}"
+    if isinstance(error, UnicodeEncodeError) and error.encoding == "utf-8":
+        return (
+            f"{error.object[max(error.start - 40, 0) : error.end + 40]!r}: a name or text that is not UTF-8. "
+            "Choose another name, or set a locale of UTF-8, such as LC_ALL=C.UTF-8."
+        )
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
         error = OSError(errno.EAGAIN, "No thread could be started")
     fault = os_error(error)
@@ -66,6 +77,10 @@ def os_error(error: BaseException) -> OSError | None:
             return found
     if isinstance(error, OSError):
         return error
+    if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop"):  # of `Path.resolve`
+        return OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(error).split("'")[1])
+    if isinstance(error, RuntimeError) and (found := _OF_TORCH.search(str(error))):
+        return OSError(int(found[2]), os.strerror(int(found[2])), found[1])
     foreign = type(error).__module__.startswith(("safetensors", "pyarrow"))
     if foreign and (code := _IN_TEXT.search(str(error))):
         return OSError(int(code[1]), os.strerror(int(code[1])))

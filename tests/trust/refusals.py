@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-PATIENCE = 120.0
+PATIENCE = 60.0
 """Seconds after which a command is taken to hang."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """From its call number `after` on, a kind of call below the folder fails with `number`; or another limit."""
+    """From its call number `after` on, a kind of call below a folder fails with `number`; or `files` open."""
 
     name: str
     call: str = ""

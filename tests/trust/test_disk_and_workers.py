@@ -1,15 +1,23 @@
 """Every command under every refusal of the system: one line, nothing lost, and the same command goes on."""
 
+import contextlib
 import csv
 import errno
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from refusals import Commands, Refusal, build_library
+from refusals import Commands, Ended, Refusal, build_library
 
 from tiny import TINY
 from tiny_models import save_clip, save_detector, save_instruct, save_vlm
@@ -43,15 +51,16 @@ STEPS = {
     "average": "average {world}/run --sigma-rel 0.12 --out {out}.safetensors",
     "sample": "sample {world}/run cat car --out {out} --device cpu",
     "evaluate": "evaluate {world}/run {world}/val.parquet --out {out} --device cpu",
-    "fidelity": "fidelity {world}/drawn {world}/real weights.inception={world}/inception.safetensors --out {out} "
-    "--only inception --cache {out}-cache --workers 1 --device cpu",
-    "geneval": "geneval {world}/made --out {out} --detector {world}/detector --clip {world}/clip --any-prompts "
-    "--device cpu --allow-doubled",
+    "fidelity": "fidelity {world}/drawn {world}/real weights.inception={world}/inception.safetensors "
+    "--out {out} --only inception --cache {out}-cache --workers 1 --device cpu",
+    "geneval": "geneval {world}/made --out {out} --detector {world}/detector --clip {world}/clip "
+    "--any-prompts --allow-doubled --device cpu",
     "dpg": "dpg {world}/drawn --questions {world}/questions.csv --out {out} --model {world}/vlm --device cpu",
     "lengthen": "lengthen {out}.jsonl --model {world}/instruct --prompts {world}/prompts.txt --max-tokens 4 "
     "--device cpu",
-    "sample-benchmark": "sample-benchmark dpg {world}/run {out} --questions {world}/questions.csv -n 1 --device cpu",
-    "compare": "compare {world}/scores {world}/scores --out {out}",
+    "sample-benchmark": "sample-benchmark dpg {world}/run {out} --questions {world}/questions.csv -n 1 "
+    "--device cpu",
+    "compare": "compare {world}/scores --out {out}",
     "convert": "convert inception {world}/inception.pth {out}.safetensors",
     "fetch": "fetch {world}/parquet {out} --limit 4",
     "fetch-dpg": "fetch-dpg {out}.csv --url file://{world}/questions.csv --sha256 {sha256}",
@@ -122,7 +131,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     return world
 
 
-def words(name: str, world: Path, out: Path) -> list[str]:
+def words(name: str, world: Path, out: Path, steps: Mapping[str, str] = STEPS) -> list[str]:
     """The command of that name, with its places filled in."""
     from kilopix.runtime import sha256_of_file
 
@@ -130,7 +139,7 @@ def words(name: str, world: Path, out: Path) -> list[str]:
     if name == "fetch-dpg":
         places["sha256"] = sha256_of_file(world / "questions.csv")
     found: list[str] = []
-    for word in STEPS[name].split():
+    for word in steps[name].split():
         several = {"{recipe}": RECIPE, "{power}": POWER}.get(word)
         found += several or [word.format(**places)]
     return found
@@ -171,8 +180,99 @@ def test_every_refusal_is_one_line_and_nothing_is_lost(
         elif fault is None and (other := [k for k, v in contents(whole).items() if contents(folder)[k] != v]):
             fault = f"other contents: {other}"
         if fault:
-            faults.append(f"{refusal}: {fault}\n{ended.out}{ended.err}")
+            faults.append(f"{name}: {refusal}: {fault}\n{ended.out}{ended.err}")
+            with capsys.disabled():
+                print(faults[-1])
         shutil.rmtree(folder)
     with capsys.disabled():
         print(f"| {name} | {len(REFUSALS)} | {counts['refused']} | {counts['ended well']} | {len(faults)} |")
     assert not faults, "\n\n".join(faults)
+
+
+def places(folder: Path) -> dict[str, Path]:
+    """Where nothing can be written, by what is wrong there."""
+    (folder / "file").write_text("a file", encoding="utf-8")
+    (folder / "loop").symlink_to(folder / "loop")
+    return {
+        "a parent is a file": folder / "file" / "out",
+        "a grandparent is a file": folder / "file" / "of" / "out",
+        "a name too long": folder / ("long" * 70),
+        "a path too long": folder.joinpath(*["x" * 200] * 22),
+        "a circle of links": folder / "loop" / "out",
+        "itself a circle of links": folder / "loop",
+    }
+
+
+@pytest.mark.parametrize("name", [name for name, words in STEPS.items() if "{out}" in words])
+def test_a_place_that_cannot_be_is_one_line_that_names_it(
+    name: str, world: Path, commands: Commands, tmp_path: Path
+):
+    faults = []
+    for what, out in places(tmp_path).items():
+        ended = commands(*words(name, world, out))
+        told = ended.fault or (None if ended.code == 2 else f"code {ended.code}")
+        if told is None and str(out)[:200] not in ended.err and out.parent.name not in ended.err:
+            told = "does not name the place"
+        if told and not (what == "itself a circle of links" and ended.code == 0):  # a file beside the link
+            faults.append(f"{what}: {told}\n{ended.out}{ended.err}")
+    assert not faults, "\n\n".join(faults)
+
+
+WORKERS = {
+    "mini": "mini {out} --classes 2 --images-per-class 200 --val-per-class 1 --workers 2",
+    "caption": "caption {world}/world/train {out}.parquet --workers 2 --part-rows 2",
+    "augment": "augment {world}/captions.parquet {out} --size 32 --workers 2 --part-rows 2",
+    "encode": "encode {world}/captions.parquet {out} {recipe} --workers 2 --part-rows 2 --device cpu",
+    "fidelity": STEPS["fidelity"].replace("--workers 1", "--workers 2"),
+    "geneval": STEPS["geneval"] + " --device cpu",
+    "dpg": STEPS["dpg"] + " --device cpu",
+    "lengthen": STEPS["lengthen"] + " --device cpu",
+}
+
+
+def workers_of(pid: int) -> list[int]:
+    """The worker processes of a command."""
+    found = []
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            parent = re.search(r"^PPid:\t(\d+)$", status.read_text(encoding="utf-8"), re.MULTILINE)
+            if parent and int(parent[1]) == pid and b"spawn_main" in (status.parent / "cmdline").read_bytes():
+                found.append(int(status.parent.name))
+    return found
+
+
+def kill_workers(running: subprocess.Popen[str], most: int, killed: set[int]) -> None:
+    """Kill workers of a command as they appear, one after the other, until it ends or `most` were killed."""
+    while running.poll() is None and len(killed) < most:
+        for worker in workers_of(running.pid):
+            if worker not in killed and len(killed) < most:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGKILL)
+                killed.add(worker)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("most", [1, 1000])
+@pytest.mark.parametrize("name", WORKERS)
+def test_a_killed_worker_is_replaced_or_named_and_nothing_is_lost(
+    name: str, most: int, world: Path, commands: Commands, tmp_path: Path
+):
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    done = commands(*words(name, world, tmp_path / "whole" / "out", WORKERS))
+    assert done.code == 0, done.err
+    killed: set[int] = set()
+    command = [sys.executable, "-m", "kilopix.cli", *words(name, world, tmp_path / "killed" / "out", WORKERS)]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    killer = threading.Thread(target=kill_workers, args=(running, most, killed))
+    killer.start()
+    out, err = running.communicate(timeout=300)
+    killer.join()
+    ended = Ended(running.returncode, out, err)
+    assert killed
+    assert ended.fault is None, out + err
+    assert "was killed by SIGKILL; out of memory is the usual reason" in out + err
+    assert ended.code == (0 if most == 1 else 2), out + err
+    again = commands(*words(name, world, tmp_path / "killed" / "out", WORKERS))
+    assert again.code == 0, again.err
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -103,6 +103,8 @@ def main() -> None:
     threading.excepthook = _thread_failed
     _print_any_name()
     try:
+        for word in sys.argv:
+            word.encode()  # what is not in the locale's encoding cannot be written into any file
         app()
     except SystemExit as end:
         if end.code in (INTERRUPTED, TERMINATED):
@@ -113,6 +115,7 @@ def main() -> None:
         line = _line_about(error)
         if line is None:
             raise
+        _flush()
         print(f"Error: {line}", file=sys.stderr)
         sys.exit(2)
 
@@ -147,5 +150,5 @@ def _flush() -> None:
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if not isinstance(error, BrokenPipeError):
-            print(f"Error: standard output: {explain(error)}", file=sys.stderr)
+            print(f"Error: standard output cannot be written to. {explain(error)}", file=sys.stderr)
             sys.exit(2)

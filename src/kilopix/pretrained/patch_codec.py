@@ -100,8 +100,8 @@ class PatchCodec:
         if variances[-1] <= _RANK_TOLERANCE * variances[0].clamp(min=1.0):
             rank = int((variances > _RANK_TOLERANCE * variances[0].clamp(min=1.0)).sum())
             raise UserError(
-                f"autoencoder.channels={config.channels}: the patches of {counted(len(images), 'image')} have "
-                f"only {rank} independent components; fit to more images, set at most "
+                f"autoencoder.channels={config.channels}: the patches of {counted(len(images), 'image')} "
+                f"have only {rank} independent components; fit to more images, set at most "
                 f"autoencoder.channels={rank}, or take the codec of other shards or of a model with --codec."
             )
         # An eigenvector's sign is arbitrary: its largest entry is made positive.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kilopix.errors import UserError
+from kilopix.faults import OF_ALL_FILES, named
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +27,9 @@ _IMAGE_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _KEPT_ROW_GROUPS = 4
 _REMEMBERED_ROW_GROUPS = 64
 _KEPT_INDEXES = 256
+
+
+NO_FILE = "no such file"
 
 
 class BrokenImage(Exception):
@@ -46,7 +50,7 @@ def split_reference(path: str) -> tuple[str, str] | None:
 def read_bytes(root: Path, path: str) -> bytes:
     """The bytes of a picture file, of a Parquet row or of a tar member below `root`.
 
-    Raises `BrokenImage` if there is none.
+    Raises `BrokenImage` if there is none; what the disk or the network refuses is no fault of the picture.
     """
     parts = split_reference(path)
     try:
@@ -59,8 +63,10 @@ def read_bytes(root: Path, path: str) -> bytes:
             else read_member(container, place)
         )
     except FileNotFoundError:
-        raise BrokenImage("no such file") from None
+        raise BrokenImage(NO_FILE) from None
     except OSError as error:  # Arrow's I/O errors are of this kind, too
+        if error.errno in OF_ALL_FILES:
+            raise named(error, root / path) from None
         raise BrokenImage(str(error).splitlines()[0]) from None
 
 
