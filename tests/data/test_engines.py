@@ -101,7 +101,9 @@ def test_a_part_that_kills_every_worker_is_an_error(tmp_path: Path, marks: Path)
     assert 2 in parts.missing()
 
 
-@pytest.mark.parametrize(("error", "raised"), [(UserError, UserError), (KeyError, RuntimeError)])
+@pytest.mark.parametrize(
+    ("error", "raised"), [(UserError, UserError), (OSError, UserError), (KeyError, RuntimeError)]
+)
 def test_what_a_worker_raises_is_raised(tmp_path: Path, error: type[Exception], raised: type[Exception]):
     parts = Parts(tmp_path / "parts", COUNT)
     with pytest.raises(raised, match="cannot make this"):

@@ -107,8 +107,11 @@ def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     save_clip(world / "clip")
     save_vlm(world / "vlm")
     save_instruct(world / "instruct")
-    names = draw_pictures(world / "drawn", 4, 0)
     draw_pictures(world / "real", 6, 1)
+    names = draw_pictures(world / "many" / "cat", 1, 2)
+    for number in range(1100):  # more than one part of them
+        os.link(world / "many" / "cat" / names[0], world / "many" / "cat" / f"{number}.png")
+    names = draw_pictures(world / "drawn", 4, 0)
     (world / "prompts.txt").write_text("a cat\na car\n", encoding="utf-8")
     with open(world / "questions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -220,7 +223,7 @@ def test_a_place_that_cannot_be_is_one_line_that_names_it(
 
 WORKERS = {
     "mini": "mini {out} --classes 2 --images-per-class 200 --val-per-class 1 --workers 2",
-    "caption": "caption {world}/world/train {out}.parquet --workers 2 --part-rows 2",
+    "caption": "caption {world}/many {out}.parquet --workers 2",
     "augment": "augment {world}/captions.parquet {out} --size 32 --workers 2 --part-rows 2",
     "encode": "encode {world}/captions.parquet {out} {recipe} --workers 2 --part-rows 2 --device cpu",
     "fidelity": STEPS["fidelity"].replace("--workers 1", "--workers 2"),
@@ -276,3 +279,56 @@ def test_a_killed_worker_is_replaced_or_named_and_nothing_is_lost(
     again = commands(*words(name, world, tmp_path / "killed" / "out", WORKERS))
     assert again.code == 0, again.err
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        (["training.images=1"], 0, "trained on 1 image "),
+        (["training.batch_size=1000"], 0, "trained on 64 images"),
+        (["training.schedule.warmup_images=100000", "training.schedule.warmup_share=1"], 0, "trained on 64"),
+        (["optimizer.lr=0"], 2, "optimizer.lr: Input should be greater than 0"),
+        (["optimizer.lr=1e9"], 0, "batches could not be trained on"),
+        (["optimizer.lr=1e9", "training.images=640"], 2, "5 batches in a row could not be trained on"),
+    ],
+)
+def test_odd_settings_of_training_end_in_a_clear_word(
+    settings: list[str], code: int, told: str, world: Path, commands: Commands, tmp_path: Path
+):
+    ended = commands("train", world / "shards", tmp_path / "run", *RECIPE, *settings, "--device", "cpu")
+    assert ended.fault is None, ended.err
+    assert ended.code == code, ended.err
+    assert told in ended.out + ended.err
+
+
+def test_odd_data_end_in_a_clear_word(world: Path, commands: Commands, tmp_path: Path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    def run(*arguments: object) -> Ended:
+        ended = commands(*arguments)
+        assert ended.fault is None, ended.err
+        return ended
+
+    table = pq.read_table(world / "captions.parquet")
+    wordless = table.set_column(
+        table.schema.get_field_index("caption"), "caption", pa.array([""] * len(table))
+    )
+    pq.write_table(wordless, world / "wordless.parquet")
+    pq.write_table(table.slice(0, 1), world / "one.parquet")
+    shards = ["--codec", world / "shards", *RECIPE, "--device", "cpu"]
+    told = run("encode", world / "wordless.parquet", tmp_path / "wordless", *shards)
+    assert f"{len(table)} of {len(table)} captions without words" in told.out
+    assert (
+        run("train", tmp_path / "wordless", tmp_path / "wordless-run", *RECIPE, "--device", "cpu").code == 0
+    )
+    assert "there is only" in run("augment", world / "one.parquet", tmp_path / "augmented", "--size", 32).err
+    told = run("encode", world / "one.parquet", tmp_path / "unfit", *RECIPE, "--device", "cpu")
+    assert "independent components" in told.err
+    assert run("encode", world / "one.parquet", tmp_path / "one", *shards).code == 0
+    validation = ["--validation", tmp_path / "one", "validation.every=32"]
+    assert run("train", tmp_path / "one", tmp_path / "run-one", *RECIPE, "--device", "cpu").code == 0
+    assert run("train", world / "shards", tmp_path / "run", *RECIPE, *validation, "--device", "cpu").code in (
+        0,
+        2,
+    )
