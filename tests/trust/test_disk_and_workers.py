@@ -113,6 +113,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
         os.link(world / "many" / "cat" / names[0], world / "many" / "cat" / f"{number}.png")
     names = draw_pictures(world / "drawn", 4, 0)
     (world / "prompts.txt").write_text("a cat\na car\n", encoding="utf-8")
+    (world / "many.txt").write_text("".join(f"a cat {i}\n" for i in range(20)), encoding="utf-8")
     with open(world / "questions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         head = "item_id,text,keywords,proposition_id,dependency,category_broad,category_detailed,tuple"
@@ -122,15 +123,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
                 [Path(name).stem, "a cat", "", 1, 0, "x", "y", "entity - whole (a)", "Is it a cat?"]
             )
     for number, name in enumerate(names):
-        folder = world / "made" / f"{number:05d}"
-        (folder / "samples").mkdir(parents=True)
-        shutil.copyfile(world / "drawn" / name, folder / "samples" / "0000.png")
-        asked = {
-            "tag": "single_object",
-            "include": [{"class": "cat", "count": 1}],
-            "prompt": "a photo of a cat",
-        }
-        (folder / "metadata.jsonl").write_text(json.dumps(asked), encoding="utf-8")
+        for root, count in (("made", 1), ("many-made", 9)):  # the second is more than one part
+            folder = world / root / f"{number:05d}"
+            (folder / "samples").mkdir(parents=True)
+            for i in range(count):
+                shutil.copyfile(world / "drawn" / name, folder / "samples" / f"{i:04d}.png")
+            asked: dict[str, object] = {"tag": "single_object", "prompt": "a photo of a cat"}
+            asked["include"] = [{"class": "cat", "count": 1}]
+            (folder / "metadata.jsonl").write_text(json.dumps(asked), encoding="utf-8")
     return world
 
 
@@ -226,10 +226,10 @@ WORKERS = {
     "caption": "caption {world}/many {out}.parquet --workers 2",
     "augment": "augment {world}/captions.parquet {out} --size 32 --workers 2 --part-rows 2",
     "encode": "encode {world}/captions.parquet {out} {recipe} --workers 2 --part-rows 2 --device cpu",
-    "fidelity": STEPS["fidelity"].replace("--workers 1", "--workers 2"),
-    "geneval": STEPS["geneval"] + " --device cpu",
+    "fidelity": STEPS["fidelity"].replace("--workers 1", "--workers 2 rows_per_part=2"),
+    "geneval": STEPS["geneval"].replace("/made", "/many-made") + " --device cpu",
     "dpg": STEPS["dpg"] + " --device cpu",
-    "lengthen": STEPS["lengthen"] + " --device cpu",
+    "lengthen": STEPS["lengthen"].replace("prompts.txt", "many.txt") + " --device cpu",
 }
 
 
@@ -316,19 +316,18 @@ def test_odd_data_end_in_a_clear_word(world: Path, commands: Commands, tmp_path:
     )
     pq.write_table(wordless, world / "wordless.parquet")
     pq.write_table(table.slice(0, 1), world / "one.parquet")
-    shards = ["--codec", world / "shards", *RECIPE, "--device", "cpu"]
+    recipe = [*RECIPE, "--device", "cpu"]
+    shards = ["--codec", world / "shards", *recipe]
     told = run("encode", world / "wordless.parquet", tmp_path / "wordless", *shards)
     assert f"{len(table)} of {len(table)} captions without words" in told.out
-    assert (
-        run("train", tmp_path / "wordless", tmp_path / "wordless-run", *RECIPE, "--device", "cpu").code == 0
-    )
+    assert run("train", tmp_path / "wordless", tmp_path / "wordless-run", *recipe).code == 0
     assert "there is only" in run("augment", world / "one.parquet", tmp_path / "augmented", "--size", 32).err
-    told = run("encode", world / "one.parquet", tmp_path / "unfit", *RECIPE, "--device", "cpu")
+    told = run("encode", world / "one.parquet", tmp_path / "unfit", *recipe)
     assert "independent components" in told.err
     assert run("encode", world / "one.parquet", tmp_path / "one", *shards).code == 0
     validation = ["--validation", tmp_path / "one", "validation.every=32"]
-    assert run("train", tmp_path / "one", tmp_path / "run-one", *RECIPE, "--device", "cpu").code == 0
-    assert run("train", world / "shards", tmp_path / "run", *RECIPE, *validation, "--device", "cpu").code in (
+    assert run("train", tmp_path / "one", tmp_path / "run-one", *recipe).code == 0
+    assert run("train", world / "shards", tmp_path / "run", *recipe, *validation).code in (
         0,
         2,
     )
