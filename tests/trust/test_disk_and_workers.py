@@ -83,6 +83,8 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     """All that the commands read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
     import torch
 
     world = tmp_path_factory.mktemp("refused")
@@ -112,6 +114,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     for number in range(1100):  # more than one part of them
         os.link(world / "many" / "cat" / names[0], world / "many" / "cat" / f"{number}.png")
     names = draw_pictures(world / "drawn", 4, 0)
+    (world / "parquet").mkdir()
+    pq.write_table(pa.table({"text": ["a cat"] * 6}), world / "parquet" / "train.parquet")
     (world / "prompts.txt").write_text("a cat\na car\n", encoding="utf-8")
     (world / "many.txt").write_text("".join(f"a cat {i}\n" for i in range(20)), encoding="utf-8")
     with open(world / "questions.csv", "w", newline="", encoding="utf-8") as file:
