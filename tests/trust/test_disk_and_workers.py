@@ -83,9 +83,9 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Commands]:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     """All that the commands read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     import torch
+    from datasets import Dataset, Features
+    from datasets import Image as ImageFeature
 
     world = tmp_path_factory.mktemp("refused")
 
@@ -115,11 +115,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
         os.link(world / "many" / "cat" / names[0], world / "many" / "cat" / f"{number}.png")
     names = draw_pictures(world / "drawn", 4, 0)
     (world / "parquet").mkdir()
-    drawn = (world / "drawn" / names[0]).read_bytes()
-    rows = pa.table({"image": [{"bytes": drawn, "path": None}] * 6, "text": ["a cat"] * 6})
-    features = {"image": {"_type": "Image"}, "text": {"dtype": "string", "_type": "Value"}}
-    rows = rows.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(rows, world / "parquet" / "train.parquet")
+    drawn = [str(world / "drawn" / name) for name in names]
+    rows = Dataset.from_dict({"image": drawn}, features=Features({"image": ImageFeature()}))
+    rows.to_parquet(world / "parquet" / "train.parquet")
     (world / "prompts.txt").write_text("a cat\na car\n", encoding="utf-8")
     (world / "many.txt").write_text("".join(f"a cat {i}\n" for i in range(20)), encoding="utf-8")
     with open(world / "questions.csv", "w", newline="", encoding="utf-8") as file:

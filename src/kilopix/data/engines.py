@@ -97,9 +97,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.number = number
         self.part: int | None = None
+        # Sent through the pipe, which ends with the worker: `start` would wait for ever to hand a large value
+        # to a process that is killed as it begins.
+        self._job: Job | None = job
         self.pipe, theirs = context.Pipe()
         name = f"worker {number}"
-        self.process = context.Process(target=_work, args=(theirs, job, number), name=name, daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, number), name=name, daemon=True)
         self.process.start()
         theirs.close()  # so that the death of the process ends the pipe
 
@@ -109,6 +112,9 @@ class _Worker:
         if self.part is not None:
             # If it died already, the wait for its answer finds that out.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                if self._job is not None:
+                    self.pipe.send(self._job)
+                    self._job = None
                 self.pipe.send(self.part)
 
     def death(self) -> str:
@@ -135,16 +141,19 @@ def death(who: str, exit_code: int) -> str:
     return f"{who} was killed by {name}{why}"
 
 
-def _work(pipe: Connection, job: Job, number: int) -> None:
-    """A worker process: make the parts that are asked for, until the driver ends."""
+def _work(pipe: Connection, number: int) -> None:
+    """A worker process: receive the job and make the parts that are asked for, until the driver ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    job: Job | None = None
     make = None
     while True:
         try:
+            job = job or pipe.recv()
             part = pipe.recv()
         except EOFError:  # the driver ended
             return
+        assert job is not None
         try:
             make = make or job.start(number)
             make(part)
