@@ -275,7 +275,10 @@ def test_a_killed_worker_is_replaced_or_named_and_nothing_is_lost(
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killer = threading.Thread(target=kill_workers, args=(running, most, killed))
     killer.start()
-    out, err = running.communicate(timeout=300)
+    try:
+        out, err = running.communicate(timeout=300)
+    finally:
+        running.kill()
     killer.join()
     ended = Ended(running.returncode, out, err)
     assert killed
