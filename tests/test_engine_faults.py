@@ -58,6 +58,15 @@ def test_a_batch_whose_loss_is_no_number_is_left_out(
     weights(tmp_path / "run")
 
 
+def test_a_run_that_ends_between_batches_left_out_says_so(
+    tiny_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    loss_is(monkeypatch, lambda place: float("nan") if place >= 32 else 1.0)
+    assert job(tiny_demo, tmp_path / "run", "training.images=64").do()
+    assert "the last 2 batches could not be trained on" in capsys.readouterr().out
+    weights(tmp_path / "run")
+
+
 def test_a_spike_is_left_out(tiny_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = job(tiny_demo, tmp_path / "run", "training.guard.warmup=5")
     loss_is(monkeypatch, lambda place: 1000.0 if place == 160 else 1.0)

@@ -21,6 +21,7 @@ from kilopix.artefacts.digests import (
 )
 from kilopix.artefacts.locks import temporary_beside
 from kilopix.errors import UserError
+from kilopix.faults import named
 from kilopix.plain_text import visible
 
 if TYPE_CHECKING:
@@ -60,6 +61,10 @@ def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
         if temporary.stat().st_mode != mode:
             temporary.chmod(mode)
         os.replace(temporary, path)
+    except Exception as error:
+        if (fault := named(error, path, temporary)) is error:
+            raise
+        raise fault from error
     finally:
         temporary.unlink(missing_ok=True)
 

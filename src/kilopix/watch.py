@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kilopix.data.checked_batches import mean_text_tokens
 from kilopix.data.shards import Shards
 from kilopix.english import counted
+from kilopix.faults import explain
 from kilopix.hardware import peak_flops
 from kilopix.models.dit import DiT
 from kilopix.models.rin import RIN
@@ -94,8 +95,7 @@ class Watch:
                 self._validate(whole, "average", images_seen)
             if show and self.preview is not None and whole is not None:
                 path = self.preview.write(whole, self.out / PREVIEWS, images_seen)
-                for tracker in self.trackers:
-                    tracker.picture("preview", path, images_seen)
+                self._tell(lambda tracker: tracker.picture("preview", path, images_seen))
             if score and self.score is not None and whole is not None and self.processes.main:
                 self._score(self.score, whole, images_seen)
         if any((snapshot, validate, show, score)):
@@ -124,8 +124,7 @@ class Watch:
 
     def close(self) -> None:
         """Close the trackers."""
-        for tracker in self.trackers:
-            tracker.close()
+        self._tell(lambda tracker: tracker.close())
 
     def _whole(self, network: nn.Module) -> Network | None:
         """A network as one process has it; where each holds a part, one that is put together by the first."""
@@ -187,8 +186,17 @@ class Watch:
         self._track(SCORES, found, images_seen)
 
     def _track(self, group: str, values: Mapping[str, int | float], images_seen: int | float) -> None:
-        for tracker in self.trackers:
-            tracker.numbers({f"{group}/{name}": value for name, value in values.items()}, int(images_seen))
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        self._tell(lambda tracker: tracker.numbers(named, int(images_seen)))
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        """Pass something on to all trackers; one that fails is not worth a run, and told no more."""
+        for tracker in list(self.trackers):
+            try:
+                what(tracker)
+            except OSError as error:
+                say(f"training.track: {explain(error)} From here on the run is not tracked there.")
+                self.trackers.remove(tracker)
 
 
 def _summed(sums: Tensor, processes: Processes) -> Tensor:

@@ -143,7 +143,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last(tmp_path: Path, mon
     for place in ("kilopix.training.checkpoint.write_json", "safetensors.torch.save_file", "os.fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(place, full)
-            with pytest.raises(UserError, match=r"No space left on device.*the last one is kept"):
+            with pytest.raises(UserError, match=r"the last one is kept.*No space left on device"):
                 save(tmp_path, 200, trained)
         assert [f.name for f in tmp_path.iterdir()] == [f"{100:012d}"]
     assert newest_checkpoint(tmp_path) is not None
@@ -179,3 +179,13 @@ def test_weights_carry_their_header_and_others_are_refused(tmp_path: Path):
     path.write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(UserError, match=r"model\.safetensors: not a whole safetensors file"):
         read_weights(path)
+
+
+def test_checkpoints_between_batches_left_out_do_not_push_out_the_last_good_one(tmp_path: Path):
+    trained = trained_by(AdamWConfig(), 1)
+    save(tmp_path, 100, trained, keep=1)
+    for images, bad in ((200, 1), (300, 2)):
+        save(tmp_path, images, trained, keep=1, bad_in_a_row=bad)
+    assert [int(f.name) for f in checkpoints(tmp_path)] == [100, 200, 300]
+    save(tmp_path, 400, trained, keep=1)
+    assert [int(f.name) for f in checkpoints(tmp_path)] == [400]

@@ -1,12 +1,13 @@
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from kilopix.training.tracking import open_trackers
+from kilopix.watch import Watch
 
 
 def png(path: Path) -> Path:
@@ -106,3 +107,18 @@ def test_a_login_that_is_missing_is_said_and_does_not_stop_the_run(
     monkeypatch.setitem(sys.modules, "wandb", module)
     assert open_trackers(["wandb"], tmp_path, {}, 0) == []
     assert "api_key not configured" in capsys.readouterr().out
+
+
+def test_a_tracker_that_fails_is_told_no_more_and_the_run_goes_on(capsys: pytest.CaptureFixture[str]):
+    told: list[str] = []
+
+    def tell(tracker: str) -> None:
+        if tracker == "full":
+            raise OSError(28, "No space left on device", "tensorboard/events")
+        told.append(tracker)
+
+    watch = SimpleNamespace(trackers=["full", "well"])
+    Watch._tell(watch, tell)  # pyright: ignore[reportArgumentType]
+    Watch._tell(watch, tell)  # pyright: ignore[reportArgumentType]
+    assert told == ["well", "well"]
+    assert capsys.readouterr().out.count("tensorboard/events: No space left on device.") == 1

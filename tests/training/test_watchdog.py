@@ -1,4 +1,5 @@
 import json
+import os
 import time
 from pathlib import Path
 
@@ -44,8 +45,10 @@ def test_a_slow_step_is_reported_once_with_what_each_process_does(
 
 def test_a_process_that_has_gone_silent_comes_first(tmp_path: Path):
     watchdog = Watchdog(WatchdogConfig(seconds=1), tmp_path, 0, 2)
-    line = {"phase": "computing", "since": 0, "step": 3, "told": time.time() - 100, "host": "a", "pid": 1}
-    (tmp_path / "process-00001.json").write_text(json.dumps(line), encoding="utf-8")
+    line = {"phase": "computing", "seconds": 0, "step": 3, "host": "a", "pid": 1}
+    told = tmp_path / "process-00001.json"
+    told.write_text(json.dumps(line), encoding="utf-8")
+    os.utime(told, (time.time() - 100,) * 2)
     assert "no sign for 100 s, last computing" in watchdog.report()
 
 
@@ -57,3 +60,14 @@ def test_usual_steps_set_the_limit_and_are_not_reported(tmp_path: Path, capfd: p
             time.sleep(0.05)
     assert 20 * 0.05 <= watchdog.limit < 20 * 0.5
     assert "Process by process" not in capfd.readouterr().err
+
+
+def test_a_clock_that_is_set_back_or_ahead_is_no_slow_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    watchdog = Watchdog(WatchdogConfig(seconds=100), tmp_path)
+    for hour in (0, 5, -5):
+        watchdog.step(1)
+        monkeypatch.setattr(time, "time", lambda hour=hour: 1e9 + 3600 * hour)
+    watchdog.enter("computing")
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    assert watchdog.limit == 100
+    assert "computing for 0 s" in watchdog.report()

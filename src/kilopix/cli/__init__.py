@@ -3,9 +3,11 @@
 Stages are imported when they are called, so that `kilopix --help` answers at once.
 """
 
+import io
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -15,6 +17,7 @@ import typer
 from kilopix.cli import data, evaluation, training, use
 from kilopix.cli.options import Overrides, Overwrite, RecipeName, example, file_ending_in, new_folder
 from kilopix.errors import UserError
+from kilopix.faults import explain
 from kilopix.plain_text import visible
 from kilopix.runtime import leave_terminal
 from kilopix.threads import watch_load
@@ -95,23 +98,65 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line on standard error and exit code 2."""
+    """Run the command line; what the user or the machine must mend is one line on standard error, and exit
+    code 2."""
     watch_load(os.environ)
     # So that a command that is told to end ends its workers and tidies up, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, _hang_up)
+    threading.excepthook = _thread_failed
+    _print_any_name()
     try:
+        for word in sys.argv:
+            word.encode()  # what is not in the locale's encoding cannot be written into any file
         app()
-    except UserError as error:
-        if os.environ.get("KILOPIX_TRACEBACK"):
-            raise
-        print(f"Error: {visible(str(error))}", file=sys.stderr)
-        sys.exit(2)
     except SystemExit as end:
         if end.code in (HUNG_UP, INTERRUPTED, TERMINATED):
             print("Stopped; the same command goes on from here.", file=sys.stderr)
+        _flush()
         raise
+    except Exception as error:
+        line = _line_about(error)
+        if line is None:
+            raise
+        _flush()
+        print(f"Error: {visible(line)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _line_about(error: BaseException) -> str | None:
+    """What the user reads of an error; None where the traceback is wanted."""
+    if os.environ.get("KILOPIX_TRACEBACK"):
+        return None
+    return str(error) if isinstance(error, UserError) else explain(error)
+
+
+def _thread_failed(failed: threading.ExceptHookArgs) -> None:
+    """An error that ends a thread of a library, told as any other."""
+    line = failed.exc_value and _line_about(failed.exc_value)
+    if line:
+        print(f"Warning: {line}", file=sys.stderr)
+    elif failed.exc_type is not SystemExit:
+        threading.__excepthook__(failed)
+
+
+def _print_any_name() -> None:
+    """Let names that the terminal's encoding does not have be printed with escapes, here and in workers."""
+    os.environ.setdefault("PYTHONIOENCODING", ":backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush() -> None:
+    """Write out what was printed; where it cannot be, say so here, not as the interpreter ends."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(error, BrokenPipeError):
+            print(f"Error: standard output cannot be written to. {explain(error)}", file=sys.stderr)
+            sys.exit(2)
 
 
 def _hang_up(number: int, frame: FrameType | None) -> None:

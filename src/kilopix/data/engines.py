@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from kilopix.faults import explain
 from kilopix.runtime import say
 from kilopix.types import UserError
 
@@ -34,7 +35,7 @@ class Job(Protocol):
 
 
 class Deaths:
-    """Counts the workers that died, by part."""
+    """Counts the workers that died, by part; each is said with the cause that is known."""
 
     def __init__(self):
         self._of = Counter[int]()
@@ -44,10 +45,10 @@ class Deaths:
         self._of[part] += 1
         if self._of[part] >= MOST_DEATHS:
             raise UserError(
-                f"part {part}: {MOST_DEATHS} workers died while making it ({how}). If memory is short, give "
-                "fewer --workers or --device; the same command goes on."
+                f"part {part}: {MOST_DEATHS} workers died while making it, the last so: {how}. If memory is "
+                "short, give fewer --workers or --device; the same command goes on."
             )
-        say(f"a worker died ({how}); another makes its part {part} again.")
+        say(f"{how}; another makes its part {part} again.")
 
 
 def run_local(job: Job, missing: Sequence[int], workers: int, done: Callable[[int], None]) -> None:
@@ -75,8 +76,7 @@ def run_local(job: Job, missing: Sequence[int], workers: int, done: Callable[[in
                 try:
                     answer = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):
-                    worker.process.join()
-                    deaths.add(part, f"exit code {worker.process.exitcode}")
+                    deaths.add(part, worker.death())
                     queue.appendleft(part)
                     team[worker.number] = worker = _Worker(job, worker.number)
                 else:
@@ -97,9 +97,12 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.number = number
         self.part: int | None = None
+        # Sent through the pipe, which ends with the worker: `start` would wait for ever to hand a large value
+        # to a process that is killed as it begins.
+        self._job: Job | None = job
         self.pipe, theirs = context.Pipe()
         name = f"worker {number}"
-        self.process = context.Process(target=_work, args=(theirs, job, number), name=name, daemon=True)
+        self.process = context.Process(target=_work, args=(theirs, number), name=name, daemon=True)
         self.process.start()
         theirs.close()  # so that the death of the process ends the pipe
 
@@ -109,7 +112,15 @@ class _Worker:
         if self.part is not None:
             # If it died already, the wait for its answer finds that out.
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                if self._job is not None:
+                    self.pipe.send(self._job)
+                    self._job = None
                 self.pipe.send(self.part)
+
+    def death(self) -> str:
+        """How the process ended, in words."""
+        self.process.join()
+        return death(f"{self.process.name} (pid {self.process.pid})", self.process.exitcode or 0)
 
     def stop(self) -> None:
         """End the process, whatever it is doing; a part that is not whole is left under a temporary name."""
@@ -118,21 +129,41 @@ class _Worker:
         self.pipe.close()
 
 
-def _work(pipe: Connection, job: Job, number: int) -> None:
-    """A worker process: make the parts that are asked for, until the driver ends."""
-    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a lost terminal are the driver's affair
-        signal.signal(number, signal.SIG_IGN)
+def death(who: str, exit_code: int) -> str:
+    """How a process ended, by its exit code, which is that of a signal if it is negative."""
+    if exit_code >= 0:
+        return f"{who} ended with exit code {exit_code}"
+    try:
+        name = signal.Signals(-exit_code).name
+    except ValueError:
+        name = f"signal {-exit_code}"
+    why = "; out of memory is the usual reason" if exit_code == -signal.SIGKILL else ""
+    return f"{who} was killed by {name}{why}"
+
+
+def _work(pipe: Connection, number: int) -> None:
+    """A worker process: receive the job and make the parts that are asked for, until the driver ends."""
+    for ignored in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a lost terminal are the driver's affair
+        signal.signal(ignored, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    job: Job | None = None
     make = None
     while True:
-        part = pipe.recv()
+        try:
+            job = job or pipe.recv()
+            part = pipe.recv()
+        except EOFError:  # the driver ended
+            return
+        assert job is not None
         try:
             make = make or job.start(number)
             make(part)
         except UserError as error:
             pipe.send(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the driver raises it
-            pipe.send(RuntimeError(f"part {part}: {error!r}\n{traceback.format_exc()}"))
+            line = explain(error)
+            mistake = RuntimeError(f"part {part}: {error!r}\n{traceback.format_exc()}")
+            pipe.send(UserError(line) if line else mistake)
         else:
             pipe.send(None)
 

@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from kilopix.config import Config
+from kilopix.english import counted
 from kilopix.runtime import read_tensors, sha256_of_text, write_tensors
 from kilopix.types import LatentMoments, UserError
 
@@ -98,8 +99,9 @@ class PatchCodec:
         if variances[-1] <= _RANK_TOLERANCE * variances[0].clamp(min=1.0):
             rank = int((variances > _RANK_TOLERANCE * variances[0].clamp(min=1.0)).sum())
             raise UserError(
-                f"channels={config.channels}: the patches of these {len(images)} images have only {rank} "
-                "independent components; fit to more images, or keep fewer channels."
+                f"autoencoder.channels={config.channels}: the patches of {counted(len(images), 'image')} "
+                f"have only {rank} independent components; fit to more images, set at most "
+                f"autoencoder.channels={rank}, or take the codec of other shards or of a model with --codec."
             )
         # An eigenvector's sign is arbitrary: its largest entry is made positive.
         peaks = components.gather(0, components.abs().argmax(0, keepdim=True))

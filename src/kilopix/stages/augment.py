@@ -24,7 +24,7 @@ from kilopix.data.manifest import (
 from kilopix.data.parts import Parts, make_parts
 from kilopix.data.pixels import save_jpeg
 from kilopix.data.rows import Rows, write_rows
-from kilopix.data.sources import BrokenImage
+from kilopix.data.sources.containers import NO_FILE, BrokenImage, split_reference
 from kilopix.english import counted
 from kilopix.jobs import JOB, Folder, check_same_job, open_job
 from kilopix.runtime import atomic_path, is_whole, name_some, remove_folder, say, sha256_of_file, write_json
@@ -71,10 +71,14 @@ def run(
     augmenter = Augmenter(Rows(source.root, work / "rows.arrow"), kind, setting, size, seed)
     if done and done.job == job:
         lost = [row.path for row in done.rows if not is_whole(done.file(row))]
-        if not lost:
+        back = [row.path for row in done.failed if row.error.startswith(NO_FILE) and _is_there(source, row)]
+        if not lost and back:
+            say(f"{out}: images that were missing are there again: {name_some(back)}.")
+        elif not lost:
             say(f"{out}: already complete, {counted(len(done.rows), 'picture')}.")
             return done
-        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+        else:
+            say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
     elif done:
         _check_mostly_there(source, done, job, out, overwrite)
         write_rows(source, augmenter.rows.file)
@@ -90,10 +94,16 @@ def run(
     make = AugmentPart(augmenter, out, rows_per_part)
     make_parts(parts, make, f"augment ({kind})", len(source.rows), workers, engine)
     rows = [row for table in parts.tables() for row in from_table(table)]
+    if all(row.error for row in rows):
+        remove_folder(work)  # so that all is tried again, when the images are there
     failed = write_manifest(out / MANIFEST, out, rows, job)
     remove_folder(work)
     say(f"{out}: {counted(len(rows) - len(failed), 'picture')} by {kind}.")
     return Manifest(out.resolve(), [row for row in rows if not row.error], job)
+
+
+def _is_there(source: Manifest, row: Row) -> bool:
+    return (source.root / (split_reference(row.path) or (row.path,))[0]).is_file()
 
 
 def _check_mostly_there(

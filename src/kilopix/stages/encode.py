@@ -91,6 +91,9 @@ def run(
     if online and augmented is not None:
         raise UserError("--online makes the augmented pictures; leave out --augmented, or --online.")
     plain = read_manifest(manifest)
+    if empty := sum(not row.caption.strip() for row in plain.rows):
+        of = f"{empty:,} of {counted(len(plain.rows), 'caption')}"
+        say(f"{manifest}: {of} without words, from which a model learns nothing about prompts.")
     other = read_manifest(augmented) if augmented else None
     job = {
         "stage": "encode",

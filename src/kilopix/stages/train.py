@@ -36,7 +36,7 @@ from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
 from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, sha256_of_text, write_json
 from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_weights
-from kilopix.training.logs import LOG, cut_log
+from kilopix.training.logs import LOG, SKIPPED, cut_log
 from kilopix.training.parallel import Processes, join_processes
 from kilopix.types import UserError
 from kilopix.watch import ScoreAverage
@@ -167,6 +167,12 @@ def _run(
             f"{out}: stopped at {counted(state.images_seen, 'image')}; the same command goes on from there."
         )
         say(trained if finished else stopped)
+        if finished and state.guard.in_a_row:
+            say(
+                f"{out}: the last {counted(state.guard.in_a_row, 'batch')} could not be trained on (see "
+                f"{out / SKIPPED}); the weights are those from before. If they are no good, lower "
+                "optimizer.lr or training.clip_norm, in a new folder."
+            )
     return finished
 
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from kilopix.artefacts.digests import Damaged
 from kilopix.artefacts.locks import delete_temporary, temporary_beside
 from kilopix.config import Config, parse
+from kilopix.faults import explain
 from kilopix.runtime import (
     read_json,
     read_tensors,
@@ -146,14 +147,7 @@ def whole_tensors(network: nn.Module, main: bool = True) -> dict[str, Tensor]:
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
     """Write tensors with a header of JSON values, whole or not at all."""
-    from safetensors import SafetensorError
-
-    try:
-        write_tensors(path, tensors, {k: json.dumps(v) for k, v in header.items()})
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: could not be written ({error}); what was there is kept. Make room, then go on."
-        ) from error
+    write_tensors(path, tensors, {k: json.dumps(v) for k, v in header.items()})
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -201,7 +195,7 @@ def save_checkpoint(
     finally:
         if processes.main:
             shutil.rmtree(temporary, ignore_errors=True)
-    if processes.main:
+    if processes.main and not progress.bad_in_a_row:  # else the last good ones would make room for bad ones
         for old in thinned(checkpoints(folder), keep, keep_every):
             shutil.rmtree(old)
     processes.wait()
@@ -218,12 +212,12 @@ def _told_to_all(final: Path, processes: Processes) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, UserError, CheckpointException) as error:
-        problem = str(_cause(error))
+        problem = explain(error) or str(_cause(error))
     problems = [text for text in processes.gather(problem) if text]
     if problems:
         raise UserError(
-            f"{final}: the checkpoint could not be written ({problems[0]}); the last one is kept. Make room, "
-            "or set training.keep_checkpoints lower; the same command goes on from there."
+            f"{final}: the checkpoint could not be written; the last one is kept. {problems[0]} "
+            "A lower training.keep_checkpoints takes less room."
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kilopix.faults import explain
 from kilopix.runtime import pick_device
 from kilopix.types import UserError
 
@@ -74,15 +75,15 @@ class Processes:
         return values
 
     def once(self, work: Callable[[], Result]) -> Result:
-        """What `work` gives in the main process, for all of them; its `UserError` is raised by all."""
+        """What `work` gives in the main process, for all; its `UserError`, or the machine's, all raise."""
         if self.count == 1:
             return work()
         answer: list[Any] = [None, None]
         if self.main:
             try:
                 answer[0] = work()
-            except UserError as error:
-                answer[1] = str(error)
+            except (UserError, OSError) as error:
+                answer[1] = str(error) if isinstance(error, UserError) else explain(error) or str(error)
         torch.distributed.broadcast_object_list(answer)
         if answer[1] is not None:
             raise UserError(answer[1])
@@ -218,6 +219,11 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
     except RuntimeError as error:
         if not _of_communication(error):
             raise
+        if "shared memory" in str(error):
+            raise UserError(
+                f"process {rank} of {count}: /dev/shm is full or too small ({_first_line(error)}). Give a "
+                "container more with `--shm-size=8g`, or set NCCL_SHM_DISABLE=1; the same command goes on."
+            ) from error
         raise UserError(
             f"process {rank} of {count}: another process ended or answered no more ({_first_line(error)}). "
             "Look above for what happened to it; the same command goes on from the last checkpoint."

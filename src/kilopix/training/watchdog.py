@@ -39,7 +39,7 @@ class Watchdog:
         self.folder = folder
         self.rank = rank
         self.count = count
-        self._phase, self._since, self._step = "starting", time.time(), 0
+        self._phase, self._since, self._step = "starting", time.monotonic(), 0
         self._step_since: float | None = None
         self._times: deque[float] = deque(maxlen=50)
         self._ended = threading.Event()
@@ -48,11 +48,11 @@ class Watchdog:
 
     def enter(self, phase: str) -> None:
         """Say what the process does from now on."""
-        self._phase, self._since = phase, time.time()
+        self._phase, self._since = phase, time.monotonic()
 
     def step(self, number: int) -> None:
         """A step begins; the one before has ended."""
-        now = time.time()
+        now = time.monotonic()
         if self._step_since is not None:
             self._times.append(now - self._step_since)
         self._step, self._step_since = number, now
@@ -85,7 +85,7 @@ class Watchdog:
             if self.count > 1:
                 self._tell()
             begun = self._step_since
-            if begun is not None and time.time() - begun > self.limit and self._reported != self._step:
+            if begun is not None and time.monotonic() - begun > self.limit and self._reported != self._step:
                 self._reported = self._step
                 self._ended.wait(self._interval)  # so that the others have told, too
                 print(self.report(), file=sys.stderr, flush=True)
@@ -97,9 +97,8 @@ class Watchdog:
     def _tell(self) -> None:
         line = {
             "phase": self._phase,
-            "since": self._since,
+            "seconds": time.monotonic() - self._since,
             "step": self._step,
-            "told": time.time(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
         }
@@ -110,21 +109,29 @@ class Watchdog:
             print(f"{self.folder}: could not be written ({error}).", file=sys.stderr)
 
     def report(self) -> str:
-        """What every process is doing, the ones that all others wait for first."""
-        now = time.time()
+        """What every process is doing, the ones that all others wait for first.
+
+        How long a process has been silent is told by the times of files on the shared disk, which has one
+        clock, while nodes have several.
+        """
         lines = [f"This step takes longer than {self.limit:.0f} s, which is unusual. Process by process:"]
         if self.count == 1:
-            lines.append(f"  process 0: {self._phase} for {now - self._since:.0f} s, at step {self._step}")
+            lines.append(
+                f"  process 0: {self._phase} for {time.monotonic() - self._since:.0f} s, at step {self._step}"
+            )
             return "\n".join(lines)
         told: list[tuple[int, str]] = []
+        self._tell()
+        own = self._file(self.rank)
+        now = own.stat().st_mtime if own.exists() else time.time()
         for rank in range(self.count):
             try:
                 line = json.loads(self._file(rank).read_text(encoding="utf-8"))
+                silent = max(0.0, now - self._file(rank).stat().st_mtime)
             except (OSError, ValueError):
                 told.append((-2, f"  process {rank}: no sign at all: it has not begun, or has ended"))
                 continue
             where = f"process {rank} ({line['host']}, pid {line['pid']})"
-            silent = now - line["told"]
             if silent > 3 * self._interval + 5:
                 told.append(
                     (
@@ -133,6 +140,6 @@ class Watchdog:
                     )
                 )
             else:
-                doing = f"{line['phase']} for {now - line['since']:.0f} s, at step {line['step']}"
+                doing = f"{line['phase']} for {line['seconds'] + silent:.0f} s, at step {line['step']}"
                 told.append((line["step"], f"  {where}: {doing}"))
         return "\n".join(lines + [text for _, text in sorted(told)])

@@ -75,7 +75,7 @@ class TrainingView:
     def age(self) -> float | None:
         """Seconds since the log was last written to."""
         path = self.folder / "log.jsonl"
-        return time.time() - path.stat().st_mtime if path.is_file() else None
+        return max(0.0, time.time() - path.stat().st_mtime) if path.is_file() else None
 
     def going(self) -> bool:
         """Whether the run seems to be at work."""

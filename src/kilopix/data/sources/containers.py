@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kilopix.errors import UserError
+from kilopix.faults import OF_ALL_FILES, named
 from kilopix.runtime import not_below
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _REMEMBERED_ROW_GROUPS = 64
 _KEPT_INDEXES = 256
 TAR_DAMAGE = (tarfile.TarError, ValueError, OverflowError)
 """What tarfile raises for a file that is none, the last two for sizes below 0 or beyond counting."""
+
+
+NO_FILE = "no such file"
 
 
 class BrokenImage(Exception):
@@ -49,8 +53,9 @@ def split_reference(path: str) -> tuple[str, str] | None:
 def read_bytes(root: Path, path: str) -> bytes:
     """The bytes of a picture file, of a Parquet row or of a tar member below `root`.
 
-    Raises `BrokenImage` if there is none. A link below the root is followed wherever it leads, since whoever
-    owns the folder put it there; the text of a path leads nowhere else.
+    Raises `BrokenImage` if there is none; what the disk or the network refuses is no fault of the picture. A
+    link below the root is followed wherever it leads, since whoever owns the folder put it there; the text of
+    a path leads nowhere else.
     """
     if why := not_below(path):
         raise BrokenImage(why)
@@ -65,8 +70,10 @@ def read_bytes(root: Path, path: str) -> bytes:
             else read_member(container, place)
         )
     except FileNotFoundError:
-        raise BrokenImage("no such file") from None
+        raise BrokenImage(NO_FILE) from None
     except OSError as error:  # Arrow's I/O errors are of this kind, too
+        if error.errno in OF_ALL_FILES:
+            raise named(error, root / path) from None
         raise BrokenImage(str(error).splitlines()[0]) from None
 
 
