@@ -325,14 +325,16 @@ def take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
         numbers[0] += loss.detach()
     processes.sum(numbers)
     norm = clip_gradients(list(run.network.parameters()), training.clip_norm)
-    taken = run.guard.judge(numbers[0], norm)
+    taken = processes.all_agree(run.guard.judge(numbers[0], norm))
     images_seen = run.images_seen + batch.count
     set_lr(optimizer, lr_factor(training.schedule, images_seen, training.images))
     set_skipped(optimizer, 1 - taken)
-    optimizer.step()
+    # MPS' fused steps do not heed what they are told (pytorch PR 186360), so there it is waited for.
+    if processes.device_type != "mps" or bool(taken):
+        optimizer.step()
     optimizer.zero_grad()
     run.images_seen = images_seen
-    run.average.update(run.network, images_seen, batch.count)
+    run.average.update(run.network, images_seen, batch.count, taken)
     facts = torch.stack([numbers[0], norm, taken, numbers[1]])
     arrived = None
     if processes.device_type == "cuda":

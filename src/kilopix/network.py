@@ -19,7 +19,7 @@ from kilopix.diffusion.samplers import OnStep
 from kilopix.diffusion.sampling import SamplingConfig, sample
 from kilopix.models import dit, rin
 from kilopix.models.dit import DiT, DiTConfig, TextContext
-from kilopix.models.rin import RIN, LevelEmbedder, RINContext
+from kilopix.models.rin import RIN, LevelEmbedder, RINConfig, RINContext
 from kilopix.recipe import Recipe
 from kilopix.runtime import torch_generator
 from kilopix.types import Prediction, TextStates
@@ -84,6 +84,11 @@ def training_flops_per_image(recipe: Recipe, channels: int, text_width: int, tex
     forward = flops_per_image(recipe, channels, text_width, text_tokens)
     again = 0.0 if isinstance(recipe.model, DiTConfig) else recipe.objective.self_conditioning
     return (3 + again) * forward
+
+
+def own_keys(config: DiTConfig | RINConfig) -> int:
+    """The keys that a network's blocks attend to beside those of a text's tokens."""
+    return 0 if isinstance(config, DiTConfig) else 1 + config.coherence + config.registers
 
 
 def encode_text(network: Network, text: TextStates, coherence: Float[Tensor, " B"]) -> Context:

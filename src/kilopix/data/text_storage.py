@@ -73,14 +73,20 @@ def tokens_in(size: int, storage: TextStorage, width: int) -> int:
 
 
 def stack(
-    texts: Sequence[StoredText], storage: TextStorage, dtype: torch.dtype = torch.float32
+    texts: Sequence[StoredText | Tensor],
+    storage: TextStorage,
+    dtype: torch.dtype = torch.float32,
+    length: int = 0,
 ) -> TextStates:
-    """A batch, padded with zeros to the longest text; each text is converted as it is copied, once.
+    """A batch, padded with zeros to the longest text, or `length`; each is converted as it is copied, once.
 
-    A `dtype` that is the storage's own needs no conversion, and half the memory of float32.
+    A `dtype` that is the storage's own needs no conversion, and half the memory of float32. A tensor
+    `tokens x width` among the texts is taken as it is.
     """
-    longest = max(len(text) for text in texts)
-    states = empty(len(texts), longest, texts[0].values.shape[1], dtype=dtype)
+    longest = max(length, *(len(text) for text in texts))
+    first = texts[0]
+    width = (first if isinstance(first, Tensor) else first.values).shape[1]
+    states = empty(len(texts), longest, width, dtype=dtype)
     mask = np.zeros((len(texts), longest), bool)
     for i, text in enumerate(texts):
         mask[i, : len(text)] = True
@@ -89,8 +95,27 @@ def stack(
     return TextStates(states, torch.from_numpy(mask))
 
 
-def _convert(text: StoredText, out: Float[Tensor, "N D"], storage: TextStorage) -> None:
-    if text.scales is not None:  # the second pass finds the text in the processor's cache
+def is_finite(text: StoredText, storage: TextStorage) -> bool:
+    """Whether every state of a text is a finite number, by its stored bytes."""
+    if text.scales is not None:
+        return bool(np.isfinite(text.scales).all())
+    return _has_no_exponent(text.values, 0x7C00 if storage == "float16" else 0x7F80)
+
+
+def is_finite_half(values: np.ndarray) -> bool:
+    """Whether every number of an array of float16 is finite; several times as fast as to ask NumPy."""
+    return _has_no_exponent(values.view(np.int16), 0x7C00)
+
+
+def _has_no_exponent(bits: np.ndarray, ones: int) -> bool:
+    """Whether no number has the exponent that is all ones, as infinities and what is no number have."""
+    return bits.size == 0 or int((bits & np.int16(ones)).max()) != ones
+
+
+def _convert(text: StoredText | Tensor, out: Float[Tensor, "N D"], storage: TextStorage) -> None:
+    if isinstance(text, Tensor):
+        out.copy_(text)
+    elif text.scales is not None:  # the second pass finds the text in the processor's cache
         scales = torch.from_numpy(text.scales.astype(_SCALE)).to(out.dtype)
         out.copy_(torch.from_numpy(text.values)).mul_(scales[:, None])
     elif out.dtype == _HALF[storage]:
