@@ -18,8 +18,9 @@ import torch
 import uvicorn
 from safetensors.torch import save_file
 
-from kilopix.stages.serve import address, listen, prepare
+from kilopix.stages.serve import address, configured, listen, prepare
 from kilopix.training.checkpoint import read_weights
+from kilopix.web.access import Access
 from kilopix.web.requests import Limits
 from kilopix.web.worker import Worker
 
@@ -55,13 +56,13 @@ def live_server(
     limits: Limits | None = None,
     shards: Path | None = None,
     run_folder: Path | None = None,
+    access: Access | None = None,
 ) -> Iterator[Live]:
     with (
         listen("127.0.0.1", 0) as listening,
-        prepare(paths, shards, run_folder, limits, "cpu") as prepared,
+        prepare(paths, shards, run_folder, limits, "cpu", access) as prepared,
     ):
-        config = uvicorn.Config(prepared.app, log_level="error", ws="none", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(configured(prepared.app, grace=1))
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         while not server.started:

@@ -5,21 +5,35 @@ dotted key at fault and, for an unknown key, the nearest known one.
 """
 
 import difflib
+import reprlib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from kilopix.errors import UserError
 
+MOST = 2**63
+"""What no number reaches, so that a seed fits into 64 bits and a count into the columns of a table."""
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
+
 
 class Config(BaseModel):
-    """Base of all configs: immutable; an unknown key is an error, and so is a number that is not finite."""
+    """Base of all configs: immutable; an unknown key is an error, and so is a number that is not finite, or
+    that no setting or count can be."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_reach(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and abs(value) >= MOST:
+            raise ValueError("is larger than any number that is meant here")
+        return value
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -44,8 +58,14 @@ def _read_one(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise UserError(f"{path}: {_TOO_DEEP}.") from None
+    except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits, of a path with NUL
         raise UserError(f"{path}: not valid TOML: {error}.") from None
+
+
+_DEEPEST = 16
+_TOO_DEEP = "nested deeper than any setting is"
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -68,10 +88,14 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     for item in overrides:
         dotted, equals, text = item.partition("=")
         if not equals or not dotted.strip():
-            raise UserError(f"override {item!r}: write it as section.key=value.")
+            raise UserError(f"override {_shown(item)}: write it as section.key=value.")
+        if dotted.count(".") > _DEEPEST:
+            raise UserError(f"override {_shown(item)}: {_TOO_DEEP}.")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
+        except RecursionError:
+            raise UserError(f"override {_shown(item)}: {_TOO_DEEP}.") from None
+        except ValueError:
             value = text
         *sections, key = dotted.strip().split(".")
         table: dict[str, Any] = {key: value}
@@ -81,7 +105,7 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
     return out
 
 
-def parse(cls: type[ConfigT], values: dict[str, Any], origin: str) -> ConfigT:
+def parse(cls: type[ConfigT], values: object, origin: str) -> ConfigT:
     """Check `values` against a config class; `origin` is what the error message names as the source."""
     try:
         return cls.model_validate(values)
@@ -94,8 +118,16 @@ def _explain(cls: type[Config], origin: str, item: Any) -> str:
     if item["type"] == "extra_forbidden":
         return f"{origin}: unknown key {dotted!r}; {_hint(cls, owner, str(item['loc'][-1]))}"
     message = item["msg"].removeprefix("Value error, ")
-    got = "" if item["type"] in ("missing", "value_error") else f" (got {item['input']!r})"
+    got = "" if item["type"] in ("missing", "value_error") else f" (got {_shown(item['input'])})"
     return f"{origin}: {dotted or 'the recipe'}: {message}{got}"
+
+
+def _shown(value: object) -> str:
+    """A value as a message can hold it, however long, deep or large it is."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # what Python raises for a number with thousands of digits
+        return "a number of thousands of digits"
 
 
 def _hint(cls: type[Config], owner: type[Config] | None, key: str) -> str:
@@ -136,7 +168,9 @@ def _resolve(cls: type[Config], location: tuple[int | str, ...]) -> tuple[str, t
     owner: type[Config] | None = cls
     for element in location:
         members = get_args(here) if get_origin(here) in (Union, UnionType) else ()
-        tagged = [m for m in members if element in _kinds(m)]
+        # Only a choice of several sections has tags; `patch` is a kind of codec, and a key of it.
+        sections = [m for m in members if _kinds(m)]
+        tagged = [m for m in sections if element in _kinds(m)] if len(sections) > 1 else []
         if tagged:
             here = owner = tagged[0]
             continue

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from kilopix.plain_text import isolated
+
 LONGEST = 2000
 """Points of a curve; more cannot be told apart."""
 COLUMNS = 4
@@ -67,7 +69,7 @@ def score_curves(lines: Sequence[Mapping[str, Any]]) -> str:
         for axis, name in zip(axes, names, strict=False):
             points = [(line["images"], line[name]) for line in lines if name in line]
             axis.plot(*zip(*points, strict=True), color=COLORS["held_out"], linewidth=1.6)
-            axis.set_title(name, fontsize=9)
+            axis.set_title(isolated(name), fontsize=9, parse_math=False)
         for axis in axes[len(names) :]:
             axis.set_visible(False)
         return _svg(figure)

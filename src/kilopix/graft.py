@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from kilopix.config import Config, parse
+from kilopix.config import Config
 from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.paths import GammaPath, PathConfig
-from kilopix.model_files import CODEC_PREFIX, SHIPPED_MODEL, find_weights, read_released
+from kilopix.model_files import CODEC_PREFIX, SHIPPED_MODEL, check_fit, find_weights, read_released
 from kilopix.models.published import load_published
 from kilopix.models.rin import RIN, RINConfig
 from kilopix.network import empty_network
@@ -27,6 +27,7 @@ from kilopix.recipe import ModelConfig, Recipe
 from kilopix.runtime import read_json, say, sha256_of_file, torch_generator
 from kilopix.training.checkpoint import read_weights
 from kilopix.types import UserError
+from kilopix.weights_header import WeightsHeader, check_depth
 
 _FREE = {"dit": ("routing",), "rin": ("latents",)}
 """Keys of a network's config that may change: routing has no weights, latents are grown."""
@@ -122,10 +123,13 @@ def read_source(weights: Path) -> Source:
     if "recipe" in header:
         # Weights may carry their codec; the shards of the new run have their own, which is held against it.
         tensors = {name: value for name, value in tensors.items() if not name.startswith(CODEC_PREFIX)}
-        recipe = parse(Recipe, header["recipe"], f"{weights}: recipe in the header")
-        shape = Shape.of(recipe, header["latent_channels"], header["text_width"])
-        return Source(weights, tensors, shape, recipe.objective, header["images_seen"], header)
+        said = WeightsHeader.of(header, f"{weights}: header")
+        check_depth(said.recipe, tensors, weights)
+        check_fit(empty_network(said.recipe, said.latent_channels, said.text_width), tensors, weights)
+        shape = Shape.of(said.recipe, said.latent_channels, said.text_width)
+        return Source(weights, tensors, shape, said.recipe.objective, said.images_seen, header)
     recipe, channels, text_width = read_released(weights, tensors)
+    check_depth(recipe, tensors, weights)
     network = empty_network(recipe, channels, text_width)
     assert isinstance(network, RIN)
     load_published(network, tensors, assign=True)  # which refuses what is not whole

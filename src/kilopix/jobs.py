@@ -170,7 +170,10 @@ def check_weights(path: Path, made: Job, command: str, overwrite: bool = False, 
     if not made.keys() <= header.keys():
         raise UserError(f"{path}: is there, and not made by `kilopix {command}`; name another file.")
     texts = {key: header[key] for key in made}
-    before = {key: text if _is_hash(text) else json.loads(text) for key, text in texts.items()}
+    try:
+        before = {key: text if _is_hash(text) else json.loads(text) for key, text in texts.items()}
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: is there, and its header cannot be read; name another file.") from None
     check_same_job(before, made, path, overwrite, instead)
 
 

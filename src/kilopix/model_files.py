@@ -9,12 +9,10 @@ beside them. Weights stay mapped from their file, so that they take no memory tw
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kilopix.config import parse
 from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
 from kilopix.diffusion.paths import GammaPath
@@ -23,12 +21,13 @@ from kilopix.models.published import COHERENCE_CLASS, load_published, published_
 from kilopix.models.rin import RIN
 from kilopix.network import Network, empty_network
 from kilopix.pretrained.autoencoder import CODEC_FILE, SDAutoencoderConfig
-from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
+from kilopix.pretrained.patch_codec import PatchCodec
 from kilopix.pretrained.text_encoder import T5Config
 from kilopix.recipe import SD_DOWNSAMPLING, DataConfig, Recipe
 from kilopix.runtime import read_json
 from kilopix.training.checkpoint import AVERAGE, newest_checkpoint, read_weights
 from kilopix.types import LatentStatistics, UserError
+from kilopix.weights_header import WeightsHeader, check_depth
 
 SHIPPED = Path(__file__).parent / "assets" / "weights"
 SHIPPED_MODEL = "mini"
@@ -36,6 +35,7 @@ SHIPPED_MODEL = "mini"
 SHIPPED_TRAINING = "four and a half hours on one CPU core"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 CODEC_PREFIX = "codec."
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HUB_FILES = [WEIGHTS, CONFIG, CODEC_FILE]
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -118,46 +118,53 @@ def load_model(weights: Path) -> Model:
     tensors, header = read_weights(weights)
     if "recipe" not in header:
         return _load_released(weights, tensors)
-    recipe = parse(Recipe, header["recipe"], f"{weights}: recipe in the header")
+    said = WeightsHeader.of(header, f"{weights}: header")
     codec = None
-    if "codec" in header:
-        config = parse(PatchCodecConfig, header["codec"], f"{weights}: codec in the header")
+    if said.codec:
         names = [name for name in tensors if name.startswith(CODEC_PREFIX)]
         codec = PatchCodec.from_tensors(
-            config, {name.removeprefix(CODEC_PREFIX): tensors.pop(name) for name in names}, weights
+            said.codec, {name.removeprefix(CODEC_PREFIX): tensors.pop(name) for name in names}, weights
         )
-    network = empty_network(recipe, header["latent_channels"], header["text_width"])
-    _check_fit(network, tensors, weights)
+    check_depth(said.recipe, tensors, weights)
+    network = empty_network(said.recipe, said.latent_channels, said.text_width)
+    check_fit(network, tensors, weights)
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
-    statistics = header.get("latent_whitening")
     return Model(
         _frozen(network),
-        recipe,
+        said.recipe,
         weights,
-        header["images_seen"],
-        header["text_fingerprint"],
-        header["autoencoder_fingerprint"],
-        LatentStatistics(*map(tuple, statistics.values())) if statistics else None,
+        said.images_seen,
+        said.text_fingerprint,
+        said.autoencoder_fingerprint,
+        said.latent_whitening,
         codec,
-        TrainedOn.in_header({**header, "recipe": recipe.model_dump()}, str(weights)),
+        said.known_of_training(),
     )
 
 
-def _check_fit(network: Network, tensors: dict[str, Tensor], weights: Path) -> None:
+def check_fit(network: Network, tensors: dict[str, Tensor], weights: Path) -> None:
     """Refuse weights that are not those of the recipe in their header."""
     wanted = {name: value.shape for name, value in network.state_dict().items()}
     wrong = sorted(wanted.keys() ^ tensors.keys())
-    wrong += sorted(name for name in wanted.keys() & tensors.keys() if wanted[name] != tensors[name].shape)
+    wrong += sorted(
+        name
+        for name in wanted.keys() & tensors.keys()
+        if wanted[name] != tensors[name].shape or tensors[name].dtype not in _FLOATS
+    )
     if wrong:
         raise UserError(f"{weights}: its weights do not fit the recipe in its header ({wrong[0]}, ...).")
 
 
 def _load_released(weights: Path, tensors: dict[str, Tensor]) -> Model:
     recipe, channels, width = read_released(weights, tensors)
+    check_depth(recipe, tensors, weights)
     network = empty_network(recipe, channels, width)
     assert isinstance(network, RIN)
-    floats = {name: v.float() if v.is_floating_point() else v for name, v in tensors.items()}
-    load_published(network, floats, assign=True)
+    floats = {name: v.float() if v.dtype in _FLOATS else v for name, v in tensors.items()}
+    try:
+        load_published(network, floats, assign=True)
+    except UserError as error:
+        raise UserError(f"{weights}: {error}") from None
     return Model(_frozen(network), recipe, weights)
 
 
@@ -172,9 +179,7 @@ def read_released(weights: Path, tensors: dict[str, Tensor]) -> tuple[Recipe, in
             f"{weights}: no kilopix recipe in its header, and no {CONFIG} beside it as the released CAD-I "
             "weights have."
         )
-    arguments: Any = read_json(config)
-    if not isinstance(arguments, dict):
-        raise UserError(f"{config}: expected a JSON object with the network's arguments.")
+    arguments = read_json(config)
     kind = COHERENCE_CLASS if "coherence_positional_embedding" in tensors else "RINTextCond"
     try:
         return released_recipe(kind, arguments)

@@ -15,7 +15,7 @@ from typing import Any
 
 from kilopix.english import counted
 from kilopix.errors import UserError
-from kilopix.runtime import Line, iterate_lines, text_lines
+from kilopix.runtime import Line, iterate_lines, not_below, text_lines
 from kilopix.values import BadValue, texts_of
 
 METADATA, SAMPLES = "metadata.jsonl", "samples"
@@ -91,7 +91,7 @@ def file_name(value: object, where: str, root: Path, known: Collection[str] = ()
         if PurePosixPath(name).is_relative_to(start.as_posix()) and start.is_absolute():
             name = PurePosixPath(name).relative_to(start.as_posix()).as_posix()
     name = posixpath.normpath(name)
-    if name.startswith("/") or name.split("/")[0] == "..":
+    if not_below(name):
         raise UserError(f"{where}: {value!r} is not below {root}.")
     return name
 

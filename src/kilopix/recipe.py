@@ -47,8 +47,8 @@ class WorldConfig(Config):
     """The embedded world that `kilopix demo` draws and `kilopix evaluate` asks for."""
 
     classes: int = Field(default=64, ge=3, le=64)
-    images_per_class: int = Field(default=400, ge=1)
-    val_per_class: int = Field(default=20, ge=1)
+    images_per_class: int = Field(default=400, ge=1, le=10_000_000)
+    val_per_class: int = Field(default=20, ge=1, le=10_000_000)
 
 
 class AugmentConfig(Config):
@@ -61,7 +61,7 @@ class AugmentConfig(Config):
 class DataConfig(Config):
     """Pictures, captions and augmentation."""
 
-    image_size: int = Field(default=64, ge=24)
+    image_size: int = Field(default=64, ge=24, le=8192)
     captioner: Literal["aio", "structured", "given", "model", "server"] = "structured"
     augment: AugmentConfig = AugmentConfig()
     text_storage: TextStorage = "bfloat16"  # T5's states can be too large for float16
@@ -77,20 +77,20 @@ class TrainingConfig(Config):
     """
 
     images: int = Field(default=100_000, ge=1)
-    batch_size: int = Field(default=64, ge=1)
-    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+    batch_size: int = Field(default=64, ge=1, le=1_000_000)
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         default="auto", description="images that a device takes at once; auto is the most that fits"
     )
     precision: Precision = "auto"
     compile: Literal["auto"] | bool = Field(default="auto", description="auto compiles on NVIDIA GPUs")
     activation_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     parallel: Style = Field(default="ddp", description="fsdp shards weights and states over devices")
-    clip_norm: float = Field(default=1.0, gt=0)
+    clip_norm: float = Field(default=1.0, gt=0, le=1e9)
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = ExponentialConfig()
     checkpoint_every: int = Field(default=10_000, ge=1, description="images between checkpoints")
     start_from: str = Field(default="", description="run, or weights, to begin from; none if empty")
-    keep_checkpoints: int = Field(default=2, ge=1, description="the newest that are kept")
+    keep_checkpoints: int = Field(default=2, ge=1, le=1_000_000, description="the newest that are kept")
     keep_every: int | None = Field(default=None, ge=1, description="images; one of each stretch is kept, too")
     verify_shards: bool = Field(default=True, description="read them whole and compare SHA-256 at the start")
     guard: GuardConfig = GuardConfig()
@@ -105,17 +105,17 @@ class EvaluationConfig(Config):
     Prompts of two objects are GenEval's own (`plain`), or say where things are, as captions do (`placed`).
     """
 
-    prompts_per_task: int = Field(default=64, ge=1)
-    images_per_prompt: int = Field(default=1, ge=1)
-    fidelity_images: int = Field(default=512, ge=16)
-    batch_size: int = Field(default=64, ge=1)
+    prompts_per_task: int = Field(default=64, ge=1, le=1_000_000)
+    images_per_prompt: int = Field(default=1, ge=1, le=10_000)
+    fidelity_images: int = Field(default=512, ge=16, le=10_000_000)
+    batch_size: int = Field(default=64, ge=1, le=100_000)
     prompt_style: Literal["plain", "placed"] = "plain"
 
 
 class Recipe(Config):
     """One run, from pictures to scores."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
     text: TextEncoderConfig = MiniLMConfig()

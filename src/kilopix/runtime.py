@@ -1,5 +1,6 @@
 """What every stage needs from the machine: devices, seeds, files written whole, hashes."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from kilopix.artefacts.locks import temporary_beside
 from kilopix.errors import UserError
+from kilopix.plain_text import visible
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _CHUNK = 1 << 20
+_LONGEST_PATH = 4096
 SPEAKERS = ("MainProcess", "worker 0")
 """Of the processes that do the same, the names of those that say what they do."""
 
@@ -54,6 +57,15 @@ def atomic_path(path: Path, flush: bool = True) -> Iterator[Path]:
 def no_folder(path: Path) -> str:
     """How to say that a path is no folder."""
     return "a file, not a folder" if path.exists() else "no such folder"
+
+
+def not_below(path: str) -> str:
+    """What is wrong with a path that a file or manifest names, if it cannot be one below a root."""
+    if path.startswith("/") or ".." in path.split("/"):
+        return "its path is not below the root"
+    if "\0" in path:
+        return "its path holds a NUL, which no file name does"
+    return "its path is longer than any is" if len(path) > _LONGEST_PATH else ""
 
 
 def absent(path: Path) -> str:
@@ -101,14 +113,28 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; a missing or broken file is a `UserError` that names it."""
+class Record(dict[str, Any]):
+    """The JSON object of a file: to ask for a key that it lacks is a `UserError` that names both."""
+
+    def __init__(self, values: dict[str, Any], path: Path):
+        super().__init__(values)
+        self._path = path
+
+    def __missing__(self, key: str) -> Any:
+        raise UserError(f"{self._path}: no {key!r} in it; it was not written by this version of kilopix.")
+
+
+def read_json(path: Path) -> Record:
+    """Read a JSON object; a file that is missing, broken or no object is a `UserError` that names it."""
     try:
-        return json.loads(path.read_text("utf-8-sig"))
+        values = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{absent(path)}.") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object.")
+    return Record(values, path)
 
 
 Line = dict[str, Any]
@@ -172,6 +198,24 @@ def text_lines(path: Path) -> list[str]:
         raise UserError(f"{path}: cannot be read ({error}).") from None
     lines = text.split("\n")
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Tensors, mapped from a safetensors file, and its metadata; any other file is a `UserError`.
+
+    The library checks the header, its length, and that all tensors lie in the file, before it takes memory.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{absent(path)}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        # The last four are of types and shapes that safetensors knows, and this torch does not.
+        why = str(error).partition("\n")[0]
+        raise UserError(f"{path}: not a whole safetensors file ({why}).") from None
 
 
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
@@ -239,10 +283,22 @@ def pick_device(name: str = "auto") -> str:
 
 
 def say(text: str, stderr: bool = False) -> None:
-    """Tell the user one line; square brackets and paths are printed as they are."""
+    """Tell the user one line; square brackets and paths are printed as they are, control characters not."""
     from rich.console import Console
 
-    Console(soft_wrap=True, stderr=stderr).print(text, markup=False, highlight=False, emoji=False)
+    Console(soft_wrap=True, stderr=stderr).print(visible(text), markup=False, highlight=False, emoji=False)
+
+
+def leave_terminal() -> None:
+    """Print to nowhere once the terminal is gone, so that no message stops what is still to be saved."""
+    import stat
+
+    for number in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISCHR(os.fstat(number).st_mode):  # files and pipes go on
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
 
 
 def report_left_out(failures: list[tuple[str, str]], path: Path, show: int = 10) -> None:

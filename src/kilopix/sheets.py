@@ -16,17 +16,17 @@ from PIL import Image
 
 from kilopix.data.pictures import grid, save_png
 from kilopix.data.prompts_to_try import prompts_to_try
-from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.sampling import SamplingConfig
 from kilopix.network import Network, sample_latents
 from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.text_encoder import load_text_encoder
 from kilopix.previews import as_images
 from kilopix.recipe import Recipe
-from kilopix.runtime import write_tensors
+from kilopix.runtime import is_whole, read_tensors, write_tensors
 from kilopix.training.watching import PreviewConfig
 from kilopix.types import LatentStatistics, TextStates, UserError
 from kilopix.validation import evaluating
+from kilopix.weights_header import RunRecord
 
 FOLDER = "previews"
 BATCH = 16
@@ -97,7 +97,7 @@ def open_preview(
     if not config.every:
         return None
     if not config.prompts:
-        trained_on = TrainedOn.in_header(header, str(run_folder))
+        trained_on = RunRecord.of(header, str(run_folder)).known_of_training()
         config = config.model_copy(update={"prompts": tuple(prompts_to_try(trained_on, PROMPTS))})
         recipe = recipe.model_copy(update={"preview": config})
     texts = _texts(recipe, run_folder / FOLDER, str(header["text_fingerprint"]), device)
@@ -112,15 +112,13 @@ def open_preview(
 
 def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple[TextStates, TextStates]:
     """States of the prompts and of the negative prompt, from the file of an earlier call if it fits."""
-    from safetensors import safe_open
-
     path = folder / "prompts.safetensors"
     texts = [*recipe.preview.prompts, recipe.sampling.negative_prompt]
     wanted = {"texts": json.dumps(texts), "text_fingerprint": fingerprint}
-    if path.exists():
-        with safe_open(path, framework="pt") as file:
-            if file.metadata() == wanted:
-                return _split(TextStates(file.get_tensor("states"), file.get_tensor("mask")))
+    if is_whole(path):
+        kept, said = read_tensors(path)
+        if said == wanted and kept.keys() == {"states", "mask"}:
+            return _split(TextStates(kept["states"], kept["mask"]))
     encoder = load_text_encoder(recipe.text, device)
     if encoder.fingerprint != fingerprint:
         raise UserError(

@@ -22,5 +22,5 @@ def test_settings_of_a_sweep_are_those_of_the_pictures(tmp_path: Path):
     path.write_text(json.dumps({"images": [{"file": "0.png", "prompt": "a"}]}))
     assert made_by_sampling(path, {"0.png"}).checkpoint == tmp_path.name
     path.write_text("[]")
-    with pytest.raises(UserError, match="not a list of samples"):
+    with pytest.raises(UserError, match=r"samples\.json: not a JSON object"):
         made_by_sampling(path, {"0.png"})

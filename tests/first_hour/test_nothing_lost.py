@@ -367,6 +367,11 @@ class Terminal:
         """Type Ctrl-C."""
         os.write(self._own, b"\x03")
 
+    def close(self) -> int:
+        """Close the window; the exit code."""
+        os.close(self._own)
+        return self.process.wait(60)
+
     def code(self) -> int:
         """Read to the end; the exit code."""
         self.read(lambda: False)
@@ -395,6 +400,23 @@ def test_ctrl_c_twice_in_a_terminal_loses_nothing_of_a_run(tiny_demo: Path, tmp_
     seen = int(kept.name)
     assert seen > 0
     assert f"stopped at {seen:,} images; the same command goes on" in train.printed
+
+
+def test_a_lost_terminal_stops_a_run_unless_nohup_started_it(monkeypatch: pytest.MonkeyPatch):
+    from kilopix.training import stopping
+
+    monkeypatch.setattr(stopping, "leave_terminal", lambda: None)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with stopping.stop_on_signal(quiet=True) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.asked
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with stopping.stop_on_signal(quiet=True) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -144,7 +144,7 @@ def test_wrong_files_are_named(tmp_path: Path, codec: PatchCodec):
         PatchCodec.load(other)
     header = {"kilopix.patch_codec": codec.config.model_dump_json()}
     save_file({"mean": codec.mean}, other, metadata=header)
-    with pytest.raises(UserError, match=r"other\.safetensors: is not a patch codec"):
+    with pytest.raises(UserError, match=r"other\.safetensors: the codec's analysis is missing"):
         PatchCodec.load(other)
     save_file(
         {"mean": codec.mean[:-1], "analysis": codec.analysis, "synthesis": codec.synthesis},

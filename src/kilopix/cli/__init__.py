@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -14,10 +15,12 @@ import typer
 from kilopix.cli import data, evaluation, training, use
 from kilopix.cli.options import Overrides, Overwrite, RecipeName, example, file_ending_in, new_folder
 from kilopix.errors import UserError
+from kilopix.plain_text import visible
+from kilopix.runtime import leave_terminal
 from kilopix.threads import watch_load
 
-INTERRUPTED, TERMINATED = 130, 143
-"""The exit codes after Ctrl-C and SIGTERM, as shells have them."""
+HUNG_UP, INTERRUPTED, TERMINATED = 129, 130, 143
+"""The exit codes after a lost terminal, Ctrl-C and SIGTERM, as shells have them."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -96,14 +99,21 @@ def main() -> None:
     watch_load(os.environ)
     # So that a command that is told to end ends its workers and tidies up, as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, _hang_up)
     try:
         app()
     except UserError as error:
         if os.environ.get("KILOPIX_TRACEBACK"):
             raise
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {visible(str(error))}", file=sys.stderr)
         sys.exit(2)
     except SystemExit as end:
-        if end.code in (INTERRUPTED, TERMINATED):
+        if end.code in (HUNG_UP, INTERRUPTED, TERMINATED):
             print("Stopped; the same command goes on from here.", file=sys.stderr)
         raise
+
+
+def _hang_up(number: int, frame: FrameType | None) -> None:
+    leave_terminal()
+    sys.exit(HUNG_UP)

@@ -137,7 +137,7 @@ def serve(
         ),
     ],
     host: Annotated[
-        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")
+        str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in, with a token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any that is free.")] = 7860,
     shards: Annotated[Path | None, typer.Option(help="Shards that it was trained on, to explore.")] = None,
@@ -151,11 +151,31 @@ def serve(
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name by which a proxy or tunnel calls the server.")
     ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Origin of a web page that may use the endpoint, as https://example.org; can be repeated.",
+            show_default="the server's own page alone",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="KILOPIX_TOKEN",
+            help="What every request has to bring.",
+            show_default="none on this machine alone; else one that is drawn and printed",
+        ),
+    ] = None,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let in whoever reaches the port, from other machines too.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Serve a web page and a REST endpoint that make pictures."""
+    from kilopix.stages.serve import Doors
     from kilopix.stages.serve import run as run_server
     from kilopix.web.requests import Limits
 
     limits = Limits(queue=queue, batch=batch, images=max_images, steps=max_steps)
-    run_server(models, host, port, shards, run, limits, device, allow_host or [])
+    doors = Doors(allow_host or (), allow_origin or (), token, no_token)
+    run_server(models, host, port, shards, run, limits, device, doors)

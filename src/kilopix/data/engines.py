@@ -120,7 +120,8 @@ class _Worker:
 
 def _work(pipe: Connection, job: Job, number: int) -> None:
     """A worker process: make the parts that are asked for, until the driver ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's affair
+    for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C and a lost terminal are the driver's affair
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     make = None
     while True:

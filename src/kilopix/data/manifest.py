@@ -10,11 +10,15 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from pydantic import BeforeValidator, ConfigDict, Field
+
+from kilopix.config import Config, parse
+from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest_table import to_columns
 from kilopix.jobs import check_same_job
-from kilopix.runtime import atomic_path, report_left_out
+from kilopix.runtime import atomic_path, not_below, report_left_out
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +29,19 @@ MANIFEST_FORMAT = "kilopix manifest 1"
 ROOT = "root"
 _OF_PANDAS = "PANDAS_ATTRS"
 """Where pandas keeps what it knows of a table beside its columns, from reading it to saving it."""
+_SAID = (ROOT, "job", "failed", "format", _OF_PANDAS)
+_KINDS = ("plain", "cutmix", "crop")
+_ROWS_PER_BYTE = 4
+_SHOWN = 80
+_LEAST, _ROUNDED = 1e-3, 1e-6
+"""Of the sides of a box: more than the one lies between them, and the other is what rounding may add."""
+
+
+def _from_json(value: object) -> object:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 @dataclass(frozen=True)
@@ -138,6 +155,7 @@ def failures_path(manifest: Path) -> Path:
 def read_manifest(path: Path) -> Manifest:
     """Read a manifest; anything else is a `UserError` that names the file."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     if path.is_dir():
@@ -145,37 +163,86 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{path}: no such manifest file; `kilopix caption` and `kilopix augment` write one.")
     try:
+        rows = pq.read_metadata(path).num_rows
+        if rows > _ROWS_PER_BYTE * path.stat().st_size:
+            raise UserError(f"{path}: says that it has {rows:,} rows, more than a file of its size can hold.")
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None
-    record = _record(table.schema)
-    if record.get("format", MANIFEST_FORMAT) != MANIFEST_FORMAT:
+    record = _record(table.schema, path)
+    if record.format not in ("", MANIFEST_FORMAT):
         raise UserError(f"{path}: a Parquet file, but not a manifest of this version of kilopix.")
-    rows = from_table(to_columns(table, schema(), path))
+    columns = to_columns(table, schema(), path)
+    for name in ("box", "more"):
+        if pc.list_flatten(columns.column(name)).null_count:  # pyright: ignore[reportAttributeAccessIssue]
+            raise UserError(f"{path}: the column {name!r} has lists with nulls in them.")
+    try:
+        rows = from_table(columns)
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: holds text that is not UTF-8.") from None
+    for number, row in enumerate(rows):
+        if why := _fault(row):
+            raise UserError(f"{path}: row {number} ({row.path[:_SHOWN]!r}): {why}.")
     root = (path.resolve().parent / _root(table, record, path)).resolve()
-    if not record and rows and not (root / rows[0].path.split("#")[0]).exists():
+    if not record.format and rows and not (root / rows[0].path.split("#")[0]).exists():
         raise UserError(
             f"{path}: its first image is {rows[0].path}, and there is no such file below {root}. Another "
             f"program saved the manifest without its folder of images; name that in a column {ROOT!r}."
         )
-    failed = [Row(path, name, error=why) for path, name, why in json.loads(record.get("failed", "[]"))]
-    return Manifest(root, rows, json.loads(record.get("job", "{}")), failed)
+    return Manifest(root, rows, record.job, [Row(p, name, error=why) for p, name, why in record.failed])
 
 
-def _record(schema: "pa.Schema") -> dict[str, str]:
+class _Record(Config):
+    """What is said of a manifest beside its columns."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: str = ""
+    root: str = "."
+    job: Annotated[dict[str, Any], BeforeValidator(_from_json)] = Field(default_factory=dict)
+    failed: Annotated[list[tuple[str, str, str]], BeforeValidator(_from_json)] = Field(default_factory=list)
+
+
+def _record(schema: "pa.Schema", path: Path) -> _Record:
     """What is said of a manifest beside its columns; nothing if the program that saved it dropped it."""
-    metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
-    if "format" not in metadata:
-        metadata = json.loads(metadata.get(_OF_PANDAS, "{}"))
-    return metadata if "format" in metadata else {}
+    said = {k: v for k, v in (schema.metadata or {}).items() if k.decode(errors="replace") in _SAID}
+    try:
+        metadata: Any = {k.decode(): v.decode() for k, v in said.items()}
+        if "format" not in metadata:
+            metadata = json.loads(metadata.get(_OF_PANDAS, "{}"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: what is said beside its columns cannot be read ({error}).") from None
+    return parse(_Record, metadata, f"{path}: beside its columns") if "format" in metadata else _Record()
 
 
-def _root(table: "pa.Table", record: dict[str, str], path: Path) -> str:
+def _fault(row: Row) -> str:
+    """What is wrong with a row that cannot be one of a manifest's, whatever its images are."""
+    for name in (row.path, row.base, row.partner):
+        if why := not_below(name):
+            return why
+    x0, y0, x1, y1 = row.box
+    sides = (-_ROUNDED <= low < high - _LEAST and high <= 1 + _ROUNDED for low, high in ((x0, x1), (y0, y1)))
+    if not all(sides):  # as of a NaN
+        return f"its box {row.box} is no part of an image; the sides of one go from 0 to 1"
+    if row.kind not in _KINDS:
+        return f"its kind is {row.kind[:_SHOWN]!r}, which is none of {', '.join(_KINDS)}"
+    if row.kind == "cutmix" and row.setting not in SETTINGS:
+        return f"its setting is {row.setting[:_SHOWN]!r}, which is none of {', '.join(SETTINGS)}"
+    return "its size is below 0" if min(row.width, row.height) < 0 else ""
+
+
+def _root(table: "pa.Table", record: _Record, path: Path) -> str:
     """The folder of the images, from that of the manifest."""
-    said = table.column(ROOT).unique().to_pylist() if ROOT in table.schema.names else []
+    column = table.column(ROOT).to_pylist() if ROOT in table.schema.names else []
+    if not all(isinstance(root, str) or root is None for root in column):
+        raise UserError(f"{path}: its {ROOT!r} must be a folder's path; it is {column[0]!r}.")
+    said = list(dict.fromkeys(column))
     if len(said) > 1:
         raise UserError(f"{path}: the column {ROOT!r} must be the same in all rows; it has {said[:3]}.")
-    return said[0] if said and said[0] else record.get(ROOT, ".")
+    root = said[0] if said and said[0] else record.root
+    if "\0" in root:
+        raise UserError(f"{path}: its {ROOT!r} must be a folder's path; it is {root!r}.")
+    return root
 
 
 def is_manifest(path: Path) -> bool:
@@ -187,10 +254,10 @@ def is_manifest(path: Path) -> bool:
         return False
     try:
         found = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return False
     known = {field.name for field in fields(Row)} - {"error", "more", "made_from"}
-    return _record(found).get("format", "").startswith("kilopix manifest") or known <= set(found.names)
+    return _record(found, path).format.startswith("kilopix manifest") or known <= set(found.names)
 
 
 def finished(path: Path, job: dict[str, Any], overwrite: bool = False) -> Manifest | None:

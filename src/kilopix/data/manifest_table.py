@@ -26,7 +26,9 @@ def to_columns(table: "pa.Table", wanted: "pa.Schema", place: Path) -> "pa.Table
         has = ", ".join(table.schema.names) or "none"
         raise UserError(f"{place}: not a manifest: no column {', '.join(map(repr, missing))}; it has {has}.")
     if set(wanted.names) <= set(table.schema.names) and table.select(wanted.names).schema.equals(wanted):
-        return table.select(wanted.names)  # as kilopix wrote it
+        table = table.select(wanted.names)  # as kilopix wrote it
+        if table.column("path").null_count == 0:
+            return table
     columns = [
         _cast(table.column(field.name), field, place)
         if field.name in table.schema.names

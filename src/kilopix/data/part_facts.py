@@ -16,7 +16,7 @@ import torch
 
 from kilopix.config import Config
 from kilopix.data.parts import Parts, read_table
-from kilopix.runtime import atomic_path, sha256_of_file, write_tensors
+from kilopix.runtime import atomic_path, read_tensors, sha256_of_file, write_tensors
 from kilopix.types import LatentMoments, LatentStatistics, TextStates, UserError
 
 if TYPE_CHECKING:
@@ -165,9 +165,15 @@ def save_text(path: Path, text: TextStates) -> None:
     write_tensors(path, {"states": text.states.cpu().contiguous(), "mask": text.mask.cpu()})
 
 
-def load_text(path: Path) -> TextStates:
-    """Read the file of one text's states."""
-    from safetensors.torch import load_file
-
-    tensors: dict[str, torch.Tensor] = load_file(path)
-    return TextStates(tensors["states"], tensors["mask"])
+def load_text(path: Path, width: int) -> TextStates:
+    """Read the file of one text's states, of this width."""
+    tensors, _ = read_tensors(path)
+    states, mask = tensors.get("states"), tensors.get("mask")
+    if (
+        states is None
+        or mask is None
+        or not (states.ndim == 3 and states.shape[::2] == (1, width) and states.shape[:2] == mask.shape)
+        or not (states.is_floating_point() and mask.dtype == torch.bool and mask.any())
+    ):
+        raise UserError(f"{path}: not the states of one text, {width} wide; run `kilopix encode` again.")
+    return TextStates(states, mask)

@@ -155,7 +155,7 @@ def read_table(path: Path) -> "pa.Table":
 
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a whole Arrow file ({error}); delete it and run the command again."
         ) from None
@@ -167,5 +167,6 @@ def open_table(path: Path) -> "pa.RecordBatch":
 
     table = read_table(path)
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
-    assert len(batches) == 1, f"{path}: written in several batches"
+    if len(batches) != 1:
+        raise UserError(f"{path}: written in several batches, so not by kilopix.")
     return batches[0]

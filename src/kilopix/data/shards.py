@@ -8,58 +8,45 @@ Latents are stored in float16 as the autoencoder gives them, and whitened only w
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from kilopix.config import Config
+from kilopix.config import Config, parse
+from kilopix.data.columns import COLUMNS, Blobs, ListedBlobs, check_columns
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import EMPTY_TEXT as EMPTY_TEXT
 from kilopix.data.part_facts import load_text
 from kilopix.data.parts import open_table
 from kilopix.data.pixels import WHOLE, Box
 from kilopix.data.reused import image_key, text_key
-from kilopix.data.text_storage import StoredText, TextStorage, pack, view
+from kilopix.data.text_storage import StoredText, TextStorage, pack, token_bytes, view
 from kilopix.data.trained_on import Origin
-from kilopix.runtime import no_folder, read_json, write_json
+from kilopix.runtime import no_folder, not_below, read_json, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 FORMAT = "kilopix shards 2"
+LARGEST_SIDE, WIDEST_TEXT, MOST_CHANNELS = 8192, 65536, 4096
+Channels = Annotated[int, Field(ge=1, le=MOST_CHANNELS)]
+Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
 INDEX = "index.json"
 CODEC = "codec.safetensors"
-_COLUMNS = {
-    "path": "string: id of the picture",
-    "caption": "string",
-    "class_name": "string",
-    "base": "string: id of the plain picture that an augmented one is made from",
-    "kind": "string: plain, cutmix or crop",
-    "window": "4 x float32: the part of the whole picture that is shown (x0, y0, x1, y1)",
-    "mean": "latent_shape x float16: mean of the latents",
-    "std": "latent_shape x float16: their standard deviation; no bytes where it is 0 everywhere",
-    "text": "tokens x text_width x text_storage: states of the caption's real tokens; before int8 states "
-    "lie their scales, one float32 a token",
-    "short_text": "the same of the short caption; no bytes where it is the caption",
-    "more_captions": "list of strings: further captions of the same picture",
-    "more_text": "list of states, each as in text: those of the further captions",
-    "image_key": "string: hash of what the latents are made from",
-    "text_key": "string: hash of what the text states are made from",
-}
 
 
 class ShardIndex(Config):
     """What `index.json` says."""
 
     format: str = FORMAT
-    image_size: int
-    latent_shape: tuple[int, int, int]
-    text_width: int
+    image_size: int = Field(ge=1, le=LARGEST_SIDE)
+    latent_shape: tuple[Channels, Side, Side]
+    text_width: int = Field(ge=1, le=WIDEST_TEXT)
     text_encoder_name: str
     text_encoder: dict[str, Any]
     text_fingerprint: str
@@ -69,13 +56,21 @@ class ShardIndex(Config):
     autoencoder_fingerprint: str
     latent_statistics: LatentStatistics
     augmentation: dict[str, Any] = Field(default_factory=dict)
-    plain: int
-    augmented: int
-    left_out: int
+    plain: int = Field(ge=1)
+    augmented: int = Field(ge=0)
+    left_out: int = Field(ge=0)
     psnr_db: float | None
     origin: Origin | None = None
-    columns: dict[str, str] = _COLUMNS
+    columns: dict[str, str] = COLUMNS
     files: dict[str, str]
+
+    @field_validator("files")
+    @classmethod
+    def _below_the_folder(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            if not_below(name) or "/" in name:
+                raise ValueError(f"{name[:80]!r} is no file of this folder")
+        return files
 
 
 def to_shard(
@@ -139,7 +134,7 @@ def read_index(folder: Path) -> ShardIndex:
     values = read_json(folder / INDEX)
     if values.get("format") != FORMAT:
         raise UserError(f"{folder / INDEX}: not written by this version of kilopix.")
-    return ShardIndex(**values)
+    return parse(ShardIndex, values, str(folder / INDEX))
 
 
 @dataclass(frozen=True)
@@ -172,11 +167,14 @@ class Shards:
             kind: np.cumsum([0, *(len(file) for file in files)]) for kind, files in self._files.items()
         }
         self._versions = Versions.of(self.column("plain", "path"), self.column("augmented", "base"))
-        self.empty_text = load_text(folder / EMPTY_TEXT)
+        self.empty_text = load_text(folder / EMPTY_TEXT, self.index.text_width)
 
     def _open(self, kind: str) -> "list[ShardFile]":
         names = sorted(n for n in self.index.files if n.startswith(f"{kind}-") and n.endswith(".arrow"))
-        return [ShardFile(open_table(self.folder / n), self.index) for n in names]
+        files = [ShardFile(open_table(self.folder / n), self.index, self.folder / n) for n in names]
+        if sum(map(len, files)) != (rows := getattr(self.index, kind)):
+            raise UserError(f"{self.folder / INDEX}: says {rows:,} {kind} rows, and its files hold others.")
+        return files
 
     def column(self, kind: str, name: str) -> "pa.ChunkedArray":
         """A column of texts (path, caption, class_name, base, kind) of all plain or augmented rows."""
@@ -230,9 +228,24 @@ class Shards:
 class ShardFile:
     """One Arrow file; its columns become arrays over the mapped bytes when first used."""
 
-    def __init__(self, table: "pa.RecordBatch", index: ShardIndex):
+    def __init__(self, table: "pa.RecordBatch", index: ShardIndex, place: Path | None = None):
         self.table = table
         self._index = index
+        self._place = place or Path("shard")
+        check_columns(table, self._place)
+
+    def _blobs(self, name: str, sizes: tuple[int, ...] = ()) -> "Blobs":
+        """A column of bytes; those of an array have one of these sizes, those of texts whole tokens."""
+        blobs = Blobs(self.table.column(name))
+        found = blobs.sizes()
+        storage, width = self._index.text_storage, self._index.text_width
+        fits = np.isin(found, sizes) if sizes else found % token_bytes(storage, width) == 0
+        if not fits.all():
+            row = int(fits.argmin())
+            raise UserError(
+                f"{self._place}: {name} of row {row} has {found[row]:,} bytes, which do not fit its index."
+            )
+        return blobs
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -265,6 +278,10 @@ class ShardFile:
     def _more(self) -> "ListedBlobs | None":
         return ListedBlobs.of(self.table, "more_text")
 
+    @property
+    def _latent_bytes(self) -> int:
+        return 2 * prod(self._index.latent_shape)
+
     @cached_property
     def _path(self) -> "pa.Array":
         return self.table.column("path")
@@ -275,59 +292,19 @@ class ShardFile:
 
     @cached_property
     def _mean(self) -> "Blobs":
-        return Blobs(self.table.column("mean"))
+        return self._blobs("mean", (self._latent_bytes,))
 
     @cached_property
     def _std(self) -> "Blobs":
-        return Blobs(self.table.column("std"))
+        return self._blobs("std", (0, self._latent_bytes))
 
     @cached_property
     def _text(self) -> "Blobs":
-        return Blobs(self.table.column("text"))
+        return self._blobs("text")
 
     @cached_property
     def _short(self) -> "Blobs":
-        return Blobs(self.table.column("short_text"))
-
-
-class Blobs:
-    """A column of bytes, as views of one array; Arrow's own access costs several times as much."""
-
-    def __init__(self, column: "pa.Array"):
-        import pyarrow as pa
-
-        _, offsets, data = column.buffers()
-        self._offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-        size = data.size if data is not None else 0
-        # Through torch, which warns of every array that says that it cannot be written to, as one straight
-        # from the mapped file would; nobody writes to it.
-        self._data = torch.from_dlpack(pa.Array.from_buffers(pa.uint8(), size, [None, data])).numpy()
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self._data[self._offsets[i] : self._offsets[i + 1]]
-
-    def sizes(self) -> np.ndarray:
-        """Bytes of every entry."""
-        return np.diff(self._offsets)
-
-
-@dataclass(frozen=True)
-class ListedBlobs:
-    """A column of lists of bytes: those of row i are `blobs[starts[i]]` to before `blobs[starts[i + 1]]`."""
-
-    blobs: Blobs
-    starts: np.ndarray
-
-    @classmethod
-    def of(cls, table: "pa.RecordBatch", name: str) -> "ListedBlobs | None":
-        """The column of a table; None if it is not there, as in older shards, or holds nothing."""
-        if name not in table.schema.names:
-            return None
-        column = table.column(name)
-        starts = column.offsets.to_numpy()  # pyright: ignore[reportAttributeAccessIssue]
-        if starts[0] == starts[-1]:
-            return None
-        return cls(Blobs(column.values), starts)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._blobs("short_text")
 
 
 @dataclass(frozen=True)

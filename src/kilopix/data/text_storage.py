@@ -68,8 +68,13 @@ def view(data: np.ndarray, storage: TextStorage, width: int) -> StoredText:
 
 def tokens_in(size: int, storage: TextStorage, width: int) -> int:
     """The number of tokens that `size` bytes hold; -1 if they are no whole number."""
-    a_token = width + _SCALE.itemsize if storage == "int8" else 2 * width
+    a_token = token_bytes(storage, width)
     return size // a_token if size % a_token == 0 else -1
+
+
+def token_bytes(storage: TextStorage, width: int) -> int:
+    """The bytes of one token."""
+    return width + _SCALE.itemsize if storage == "int8" else 2 * width
 
 
 def stack(

@@ -7,7 +7,9 @@ speaks of its own images.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kilopix.config import Config, parse
+from pydantic import Field
+
+from kilopix.config import Config
 from kilopix.data.world.objects import OBJECTS, WorldObject
 from kilopix.data.world.words import WorldWords
 
@@ -50,13 +52,13 @@ class TrainedOn(Config):
     `MOST_CLASSES` of the `class_count`, `captions` a few spread over all images.
     """
 
-    images: int | None = None
-    augmented: int | None = None
+    images: int | None = Field(default=None, ge=1)
+    augmented: int | None = Field(default=None, ge=0)
     captioner: str = ""
     world: bool = False
-    classes: tuple[str, ...] = ()
-    class_count: int = 0
-    captions: tuple[str, ...] = ()
+    classes: tuple[str, ...] = Field(default=(), max_length=MOST_CLASSES)
+    class_count: int = Field(default=0, ge=0)
+    captions: tuple[str, ...] = Field(default=(), max_length=MOST_CAPTIONS)
 
     @classmethod
     def of(cls, shards: "Shards", captioner: str) -> "TrainedOn":
@@ -79,14 +81,6 @@ class TrainedOn(Config):
             class_count=len(classes),
             captions=tuple(spread(found, MOST_CAPTIONS)),
         )
-
-    @classmethod
-    def in_header(cls, header: dict[str, Any], origin: str) -> "TrainedOn":
-        """What a run, or its weights, say; where those are of an earlier version, what their recipe tells."""
-        if "trained_on" in header:
-            return parse(cls, header["trained_on"], f"{origin}: trained_on")
-        recipe = header["recipe"]
-        return cls.by_recipe(recipe["data"]["captioner"], recipe["world"]["classes"])
 
     @classmethod
     def by_recipe(cls, captioner: str, classes: int) -> "TrainedOn":

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from kilopix.data.columns import Blobs, ListedBlobs, check_columns
 from kilopix.data.parts import open_table
-from kilopix.data.shards import Blobs, ListedBlobs, ShardIndex, read_index
+from kilopix.data.shards import ShardIndex, read_index
 from kilopix.data.text_storage import is_finite, tokens_in, view
 from kilopix.english import counted
 from kilopix.runtime import is_whole, sha256_of_file
@@ -80,7 +81,11 @@ def _check_file(path: Path, index: ShardIndex) -> tuple[int, list[str]]:
         return 0, [f"{path.name}: damaged; its SHA-256 is not the one in index.json"]
     if path.suffix != ".arrow":
         return 0, []
-    table = open_table(path)
+    try:
+        table = open_table(path)
+        check_columns(table, path)
+    except UserError as error:
+        return 0, [str(error)]
     faults: list[str] = []
 
     def look(column: str, blobs: Blobs, row: Callable[[int], int]) -> None:

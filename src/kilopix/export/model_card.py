@@ -4,7 +4,6 @@ In: a generator, protocol cards, samples. Out: the text of `README.md`, as the H
 """
 
 import json
-import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from kilopix.english import counted
 from kilopix.evaluation.protocol import Card, Score
 from kilopix.generator import Generator
 from kilopix.models.rin import RIN
+from kilopix.plain_text import code_in_markdown, in_markdown, visible
 
 PAPER = "2502.21318"
 NAMED_CLASSES = 12
@@ -49,7 +49,7 @@ def model_card(
     kind = FULL_NAMES[recipe.model.kind]
     parts = [
         f"---\n{_front_matter(generator, about, cards, samples, diffusers)}\n---",
-        f"# {about.name}",
+        f"# {in_markdown(about.name)}",
         f"A text-to-image diffusion model: {kind} of {parameters / 1e6:.1f} million parameters for pictures "
         f"of {recipe.data.image_size} x {recipe.data.image_size} pixels, trained with "
         f"kilopix after *How far can we go with ImageNet for "
@@ -111,33 +111,28 @@ def _front_matter(
 def _pictures(samples: Sequence[Sample]) -> str:
     if not samples:
         return ""
-    heads = " | ".join(f"![{_plain(s.prompt)}]({s.file})" for s in samples)
+    heads = " | ".join(f"![{in_markdown(s.prompt)}]({s.file})" for s in samples)
     rules = " | ".join("---" for _ in samples)
-    texts = " | ".join(f"{_plain(s.prompt)} (seed {s.seed})" for s in samples)
+    texts = " | ".join(f"{in_markdown(s.prompt)} (seed {s.seed})" for s in samples)
     return f"| {heads} |\n| {rules} |\n| {texts} |"
-
-
-def _plain(text: str) -> str:
-    """A text from outside in Markdown: none of its characters is markup, and it stays in its cell."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def _use(about: About, samples: Sequence[Sample], diffusers: bool) -> str:
     prompt = samples[0].prompt if samples else "a photo"
-    quoted = json.dumps(prompt, ensure_ascii=False)
+    quoted, name = (visible(json.dumps(text, ensure_ascii=False)) for text in (prompt, about.name))
     if diffusers:
         return (
             "With diffusers and transformers; kilopix is not needed. The pipeline's code is in this folder, "
             "so read it before you trust it.\n\n"
             "```python\nfrom diffusers import DiffusionPipeline\n\n"
-            f'pipeline = DiffusionPipeline.from_pretrained("{about.name}", trust_remote_code=True)\n'
+            f"pipeline = DiffusionPipeline.from_pretrained({name}, trust_remote_code=True)\n"
             f"image = pipeline({quoted}, seed=0).images[0]\n```"
         )
     return (
         "```python\nfrom kilopix import Generator\n\n"
-        f'generator = Generator.from_pretrained("{about.name}")\n'
+        f"generator = Generator.from_pretrained({name})\n"
         f"image = generator({quoted}, seed=0)[0]\n```\n\n"
-        f"or `kilopix sample {about.name} {shlex.quote(prompt)}`."
+        f"or {code_in_markdown(f'kilopix sample {shlex.quote(about.name)} {shlex.quote(prompt)}')}."
     )
 
 
@@ -148,13 +143,13 @@ def _training(generator: Generator, about: About) -> str:
     number = generator.images_seen
     seen = trained_on.seen(number) if number else "images of a number not recorded"
     rows = {
-        "data": ", ".join(about.datasets) or "not named",
+        "data": in_markdown(", ".join(about.datasets)) or "not named",
         "images": f"{seen}, in batches of {recipe.training.batch_size}",
         "classes": _classes(trained_on),
-        "captions": trained_on.captioner or "of a source not recorded",
+        "captions": in_markdown(trained_on.captioner) or "of a source not recorded",
         "objective": f"{objective.prediction} on the {objective.path.kind} path",
-        "text encoder": generator.text_fingerprint or recipe.text.kind,
-        "autoencoder": generator.autoencoder_fingerprint or recipe.autoencoder.kind,
+        "text encoder": in_markdown(generator.text_fingerprint or recipe.text.kind),
+        "autoencoder": in_markdown(generator.autoencoder_fingerprint or recipe.autoencoder.kind),
         "weights' SHA-256": f"`{generator.fingerprint}`",
         "kilopix": version("kilopix"),
     }
@@ -163,14 +158,18 @@ def _training(generator: Generator, about: About) -> str:
 
 def _classes(trained_on: TrainedOn) -> str:
     """The number of classes, and the first few by name."""
-    shown = _plain(", ".join(trained_on.classes[:NAMED_CLASSES]))
+    shown = in_markdown(", ".join(trained_on.classes[:NAMED_CLASSES]))
     more = ", ..." if trained_on.class_count > NAMED_CLASSES else ""
     return f"{trained_on.class_count:,}: {shown}{more}" if shown else "not recorded"
 
 
 def _scores(card: Card) -> str:
     """A table of one benchmark, and the protocol without which its numbers mean nothing."""
-    lines = [f"### {card.benchmark or card.evaluator}", "", "| score | value | 95% interval | n |"]
+    lines = [
+        f"### {in_markdown(card.benchmark or card.evaluator)}",
+        "",
+        "| score | value | 95% interval | n |",
+    ]
     lines += ["|---|---|---|---|", *(_row(score) for score in card.scores), ""]
     protocol = {
         "sampler": card.sampler,
@@ -186,14 +185,14 @@ def _scores(card: Card) -> str:
         "evaluator's SHA-256": card.evaluator_sha256,
         "kilopix": card.kilopix_version,
     }
-    known = [f"{key} {value}" for key, value in protocol.items() if value is not None]
+    known = [f"{key} {in_markdown(str(value))}" for key, value in protocol.items() if value is not None]
     return "\n".join([*lines, f"Protocol: {'; '.join(known)}."])
 
 
 def _row(score: Score) -> str:
     value = f"{score.value:.4g} {score.unit}".strip()
     between = f"{score.low:.4g} to {score.high:.4g}" if score.low is not None else "not estimated"
-    return f"| {score.name} | {value} | {between} | {score.n} |"
+    return f"| {in_markdown(score.name)} | {in_markdown(value)} | {between} | {score.n} |"
 
 
 def read_cards(paths: Sequence[Path]) -> list[Card]:

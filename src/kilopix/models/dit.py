@@ -40,8 +40,8 @@ class RoutingConfig(Config):
     """
 
     share: float = Field(default=0.0, ge=0, lt=1)
-    first: int = Field(default=2, ge=0)
-    after: int = Field(default=2, ge=0)
+    first: int = Field(default=2, ge=0, le=512)
+    after: int = Field(default=2, ge=0, le=512)
     min_tokens: int = Field(default=1_000, ge=1)
 
 
@@ -49,13 +49,13 @@ class DiTConfig(Config):
     """Shape of a DiT; latent channels and text width come from the encoders."""
 
     kind: Literal["dit"] = "dit"
-    width: int = Field(default=256, ge=32)
-    depth: int = Field(default=6, ge=1)
-    heads: int = Field(default=4, ge=1)
-    patch: int = Field(default=1, ge=1)
-    mlp_ratio: float = Field(default=4.0, gt=0)
-    text_layers: int = Field(default=1, ge=0)
-    registers: int = Field(default=4, ge=0)
+    width: int = Field(default=256, ge=32, le=16384)
+    depth: int = Field(default=6, ge=1, le=512)
+    heads: int = Field(default=4, ge=1, le=512)
+    patch: int = Field(default=1, ge=1, le=64)
+    mlp_ratio: float = Field(default=4.0, gt=0, le=32)
+    text_layers: int = Field(default=1, ge=0, le=64)
+    registers: int = Field(default=4, ge=0, le=1024)
     routing: RoutingConfig = RoutingConfig()
 
     @model_validator(mode="after")

@@ -37,6 +37,8 @@ _FIELDS = {
 _INPUTS = ("num_input_channels", "label_dim", "data_size")
 """Those that say what goes in."""
 
+_LARGEST_INPUT = {"num_input_channels": 4096, "label_dim": 65536, "data_size": 1024}
+
 _DEFAULTS = {
     "read_write_heads": 16,
     "compute_heads": 16,
@@ -106,8 +108,10 @@ def published_config(class_name: str, arguments: Mapping[str, object]) -> tuple[
     channels, text_width, side = (number(name) for name in _INPUTS)
     values = {field: number(name) for name, field in _FIELDS.items()}
     for name in _INPUTS:
-        if number(name) < 1:
-            raise UserError(f"published config: {name} = {number(name)} must be at least 1.")
+        if not 1 <= number(name) <= _LARGEST_INPUT[name]:
+            raise UserError(
+                f"published config: {name} = {number(name)} must lie between 1 and {_LARGEST_INPUT[name]}."
+            )
     try:
         config = RINConfig.model_validate({**values, "coherence": class_name == COHERENCE_CLASS})
     except ValidationError as error:
@@ -161,6 +165,8 @@ def load_published(network: RIN, state: Mapping[str, Tensor], assign: bool = Fal
         if value.shape != expected[name].shape:
             shapes = f"{tuple(value.shape)}, not {tuple(expected[name].shape)}"
             raise UserError(f"published weights: {name} has shape {shapes}.")
+        if name not in fixed and not value.is_floating_point():
+            raise UserError(f"published weights: {name} is of type {value.dtype}, which weights are not.")
         if name in fixed and not torch.allclose(value.float(), fixed[name].float(), atol=1e-6):
             raise UserError(f"published weights: the constant {name} is another than the published one.")
     weights = {name: value for name, value in state.items() if name not in fixed}

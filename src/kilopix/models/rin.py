@@ -36,19 +36,19 @@ class RINConfig(Config):
     """Shape of a RIN; latent side and channels, and text width come from the encoders."""
 
     kind: Literal["rin"] = "rin"
-    latents: int = Field(default=128, ge=1, description="number of latent tokens")
-    latent_width: int = Field(default=768, ge=16)
-    token_width: int = Field(default=256, ge=16, description="width of a patch token")
-    blocks: int = Field(default=4, ge=1)
-    layers: int = Field(default=4, ge=0, description="self-attention layers in a block")
-    patch: int = Field(default=2, ge=1)
-    read_write_heads: int = Field(default=16, ge=1)
-    compute_heads: int = Field(default=12, ge=1)
-    text_heads: int = Field(default=16, ge=1)
-    text_layers: int = Field(default=2, ge=0)
-    registers: int = Field(default=16, ge=0)
-    mlp_ratio: int = Field(default=4, ge=1, description="of the latents' MLPs")
-    token_mlp_ratio: int = Field(default=4, ge=1, description="of the patch tokens' MLPs")
+    latents: int = Field(default=128, ge=1, le=16384, description="number of latent tokens")
+    latent_width: int = Field(default=768, ge=16, le=16384)
+    token_width: int = Field(default=256, ge=16, le=16384, description="width of a patch token")
+    blocks: int = Field(default=4, ge=1, le=128)
+    layers: int = Field(default=4, ge=0, le=128, description="self-attention layers in a block")
+    patch: int = Field(default=2, ge=1, le=64)
+    read_write_heads: int = Field(default=16, ge=1, le=512)
+    compute_heads: int = Field(default=12, ge=1, le=512)
+    text_heads: int = Field(default=16, ge=1, le=512)
+    text_layers: int = Field(default=2, ge=0, le=64)
+    registers: int = Field(default=16, ge=0, le=1024)
+    mlp_ratio: int = Field(default=4, ge=1, le=32, description="of the latents' MLPs")
+    token_mlp_ratio: int = Field(default=4, ge=1, le=32, description="of the patch tokens' MLPs")
     coherence: bool = True
 
     @model_validator(mode="after")

@@ -199,15 +199,20 @@ class RINBlock(nn.Module):
         self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Tensor:
         """The latents after they have read and thought."""
-        latents = self.retrieve_cond(latents, keys, values, mask)
-        latents = self.retriever_ca(latents, *self.retriever_ca.ca.keys_values(data))
-        for block in self.processer_sa:
-            latents = block(latents)
-        return latents
+        return self._thought(data, latents, keys, values, mask)
 
     def read_and_write(
         self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Data and latents, of which the data are written to last."""
-        latents = self.read(data, latents, keys, values, mask)
+        latents = self._thought(data, latents, keys, values, mask)
         return self.writer_ca(data, *self.writer_ca.ca.keys_values(latents)), latents
+
+    def _thought(
+        self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        latents = self.retrieve_cond(latents, keys, values, mask)
+        latents = self.retriever_ca(latents, *self.retriever_ca.ca.keys_values(data))
+        for block in self.processer_sa:
+            latents = block(latents)
+        return latents

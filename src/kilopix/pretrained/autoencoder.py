@@ -4,6 +4,7 @@ In: images in [-1, 1]. Out: the mean and standard deviation of their latents, sc
 and images decoded from latents.
 """
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from kilopix.config import Config
 from kilopix.pretrained.memory import in_halves
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
-from kilopix.pretrained.weights import DtypeName, find_model, torch_dtype, weights_digest
+from kilopix.pretrained.weights import DtypeName, check_size, find_model, reading, torch_dtype, weights_digest
 from kilopix.runtime import read_json
 from kilopix.types import LatentMoments, UserError
 
@@ -91,7 +92,7 @@ class DiffusersAutoencoderConfig(Config):
     name: str
     revision: str | None = None
     subfolder: str = ""
-    downsampling: int = Field(default=8, ge=1)
+    downsampling: int = Field(default=8, ge=1, le=256)
     scale: float | None = Field(default=None, gt=0)
     shift: float | None = None
     whiten: bool = True
@@ -212,6 +213,11 @@ def _load_diffusers(config: DiffusersAutoencoderConfig, device: str) -> Autoenco
     own = model.config
     scale = config.scale or getattr(own, "scaling_factor", None) or 1.0
     shift = config.shift if config.shift is not None else getattr(own, "shift_factor", None) or 0.0
+    numbers = [type(value) in (int, float) and isfinite(value) for value in (scale, shift)]
+    if not all(numbers) or scale <= 0:
+        raise UserError(
+            f"{folder / 'config.json'}: scales its latents by {scale!r} and shifts them by {shift!r}."
+        )
     return _DiffusersAutoencoder(config.name, folder, model, scale, shift, device)
 
 
@@ -222,9 +228,18 @@ def _read_model(folder: Path, dtype: torch.dtype) -> Any:
     cls = getattr(diffusers, name, None) if name.startswith("Autoencoder") else None
     if cls is None:
         raise UserError(f"{folder / 'config.json'}: {name} is no image autoencoder of this diffusers.")
-    return cls.from_pretrained(
-        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
-    )
+    wrong = "its autoencoder cannot be read"
+    with reading(folder, wrong), torch.device("meta"):
+        empty = cls.from_config(cls.load_config(str(folder), local_files_only=True))
+    check_size(folder, empty)
+    with reading(folder, wrong):
+        return cls.from_pretrained(
+            str(folder),
+            torch_dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+        )
 
 
 def _downsampling(model: Any) -> int:

@@ -18,8 +18,8 @@ from kilopix.config import Config
 from kilopix.pretrained.weights import (
     DtypeName,
     find_model,
-    quiet_transformers,
-    reason,
+    read_network,
+    read_part,
     torch_dtype,
     weights_digest,
 )
@@ -178,10 +178,7 @@ def _opened_ahead(pictures: Sequence[LoadPicture], size: int) -> Iterator[list[I
 def _read_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
-    try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"{folder}: its processor cannot be read: {reason(error)}") from None
+    processor = read_part(AutoProcessor, folder, "its processor cannot be read")
     if not hasattr(processor, "image_processor") or not getattr(processor, "chat_template", None):
         raise UserError(
             f"{folder}: has no processor for images with a chat template, so it cannot be asked "
@@ -197,16 +194,13 @@ def _read_model(folder: Path, config: HubCaptionerConfig, device: str) -> Any:
     from transformers import AutoModelForImageTextToText
 
     dtype = torch_dtype(config.dtype, device)
-    try:
-        with quiet_transformers():
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
-            )
-    except ValueError as error:
-        raise UserError(
-            f"{folder}: no image-text-to-text model of transformers ({str(error).splitlines()[0]})"
-        ) from None
-    return model.to(device).eval().requires_grad_(False)
+    wrong = "no image-text-to-text model of transformers"
+    return (
+        read_network(AutoModelForImageTextToText, folder, wrong, dtype)
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def load_captioner(config: CaptionerConfig, device: str = "cpu") -> Captioner:

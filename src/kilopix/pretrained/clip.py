@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.pretrained.weights import find_model, read_network, read_part, weights_digest
 from kilopix.types import UserError
 
 _WEIGHTS = "model"
@@ -145,9 +145,6 @@ def load_color_classifier(config: ColorConfig, colors: Sequence[str], device: st
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
     if not any((folder / file).is_file() for file in ("tokenizer.json", "vocab.json")):
         raise UserError(f"{folder}: holds neither tokenizer.json nor vocab.json; put CLIP's tokenizer there.")
-    with quiet_transformers():
-        model = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
-    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    model = read_network(CLIPModel, folder, "its CLIP cannot be read", torch.float32)
+    tokenizer = read_part(CLIPTokenizer, folder, "its tokenizer cannot be read")
     return _ClipColors(config.name, folder, model, tokenizer, colors, device)

@@ -5,6 +5,7 @@ In: pictures of one size as 8-bit RGB. Out: for each, the objects found, with bo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.pretrained.weights import find_model, quiet_transformers, weights_digest
+from kilopix.pretrained.weights import find_model, read_network, weights_digest
 from kilopix.runtime import read_json
 from kilopix.types import Detection, UserError
 
@@ -173,15 +174,10 @@ def load_detector(config: DetectorConfig, names: Sequence[str], device: str = "c
 
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
     _check_classes(folder, len(names))
-    try:
-        with quiet_transformers():
-            model = Mask2FormerForUniversalSegmentation.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            )
-    except ImportError as error:
-        if "scipy" not in str(error).lower():
-            raise
-        raise UserError("detector: scipy is missing; run `pip install 'kilopix[eval]'`.") from None
+    if find_spec("scipy") is None:
+        raise UserError("detector: scipy is missing; run `pip install 'kilopix[eval]'`.")
+    wrong = "its detector cannot be read"
+    model = read_network(Mask2FormerForUniversalSegmentation, folder, wrong, torch.float32)
     return _Mask2Former(config, folder, model, names, device)
 
 

@@ -12,7 +12,14 @@ from pydantic import Field
 
 from kilopix.config import Config
 from kilopix.pretrained.chat_server import ChatServer
-from kilopix.pretrained.weights import DtypeName, find_model, quiet_transformers, torch_dtype, weights_digest
+from kilopix.pretrained.weights import (
+    DtypeName,
+    find_model,
+    read_network,
+    read_part,
+    torch_dtype,
+    weights_digest,
+)
 from kilopix.types import UserError
 
 _WEIGHTS = "model"
@@ -134,15 +141,9 @@ def load_instruct(config: InstructConfig, device: str = "cpu") -> InstructModel:
 
     dtype = torch_dtype(config.dtype, device)
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
-            )
-    except (OSError, ValueError, ImportError) as error:
-        why = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder}: cannot be loaded as an instruct model: {why}") from None
+    wrong = "cannot be loaded as an instruct model"
+    tokenizer = read_part(AutoTokenizer, folder, wrong)
+    model = read_network(AutoModelForCausalLM, folder, wrong, dtype)
     if not tokenizer.chat_template:
         raise UserError(f"{folder}: its tokenizer has no chat template; choose an instruct model.")
     return _Local(config, folder, model, tokenizer, device)

@@ -194,6 +194,6 @@ def _load(path: Path, device: str) -> Judge:
         )
         net = JudgeNet(len(header.names), len(header.colors))
         net.load_state_dict({key: w.float() if w.is_floating_point() else w for key, w in weights.items()})
-    except (SafetensorError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not the weights of a judge ({error}).") from None
     return Judge(net.to(memory_format=torch.channels_last), header, sha256_of_file(path), device)  # pyright: ignore[reportCallIssue]

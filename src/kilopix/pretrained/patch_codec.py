@@ -17,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
-from pydantic import Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.runtime import sha256_of_text, write_tensors
+from kilopix.runtime import read_tensors, sha256_of_text, write_tensors
 from kilopix.types import LatentMoments, UserError
 
 _HEADER_KEY = "kilopix.patch_codec"
@@ -40,8 +39,8 @@ class PatchCodecConfig(Config):
     """
 
     kind: Literal["patch"] = "patch"
-    patch: int = Field(default=8, ge=1)
-    channels: int = Field(default=16, ge=1)
+    patch: int = Field(default=8, ge=1, le=64)
+    channels: int = Field(default=16, ge=1, le=4096)
     whitening: float = Field(default=1.0, ge=0, le=1)
 
     @model_validator(mode="after")
@@ -162,6 +161,8 @@ class PatchCodec:
                 raise UserError(f"{origin}: the codec's {name} is missing.")
             if tensors[name].shape != shape:
                 raise UserError(f"{origin}: {name} has the shape {tuple(tensors[name].shape)}, not {shape}.")
+            if not tensors[name].is_floating_point():
+                raise UserError(f"{origin}: {name} is of type {tensors[name].dtype}, and no fraction.")
         return PatchCodec(config, tensors["mean"], tensors["analysis"], tensors["synthesis"])
 
     def save(self, path: Path) -> None:
@@ -175,11 +176,9 @@ class PatchCodec:
         if not path.is_file():
             raise UserError(f"{path}: no such file; a patch codec is fitted by `kilopix encode`.")
         try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-                config = PatchCodecConfig.model_validate(json.loads(header[_HEADER_KEY]))
-                tensors = {name: file.get_tensor(name) for name in ("mean", "analysis", "synthesis")}
-        except (SafetensorError, KeyError, ValidationError, json.JSONDecodeError) as error:
+            tensors, header = read_tensors(path)
+            config = PatchCodecConfig.model_validate(json.loads(header[_HEADER_KEY]))
+        except (UserError, KeyError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: is not a patch codec's file ({str(error).splitlines()[0]}).") from None
         return PatchCodec.from_tensors(config, tensors, path)
 

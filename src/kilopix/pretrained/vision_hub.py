@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from kilopix.pretrained.vision import FeatureExtractor, exactly
-from kilopix.pretrained.weights import find_model, quiet_transformers, read_tokenizer, weights_digest
-from kilopix.types import UserError
+from kilopix.pretrained.weights import find_model, read_network, read_tokenizer, weights_digest
 
 _WEIGHTS = "model"
 _BATCH = 32
@@ -158,24 +157,8 @@ def load_clip(name: str = "openai/clip-vit-large-patch14", device: str = "cpu", 
 
 
 def _load(cls: Any, folder: Path) -> Any:
-    with quiet_transformers():
-        try:
-            model, report = cls.from_pretrained(
-                folder,
-                local_files_only=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{folder}: not the weights of a {cls.__name__} ({str(error).splitlines()[0]})."
-            ) from None
-    if report["missing_keys"]:
-        raise UserError(
-            f"{folder}: not the weights of a {cls.__name__}: {min(report['missing_keys'])} is missing."
-        )
-    return model
+    wrong = f"not the weights of a {cls.__name__}"
+    return read_network(cls, folder, wrong, torch.float32, whole=True)
 
 
 def cosines(a: Float[Tensor, "B F"], b: Float[Tensor, "B F"]) -> Float[Tensor, " B"]:

@@ -19,8 +19,8 @@ from kilopix.pretrained.chat_server import ChatServer, with_picture
 from kilopix.pretrained.weights import (
     DtypeName,
     find_model,
-    quiet_transformers,
-    reason,
+    read_network,
+    read_part,
     torch_dtype,
     weights_digest,
 )
@@ -230,14 +230,9 @@ def _load_vlm(config: VlmConfig, device: str) -> VisualQA:
 
     dtype = torch_dtype(config.dtype, device)
     folder = find_model(config.name, config.revision, "", _WEIGHTS)
-    try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-        with quiet_transformers():
-            model = AutoModelForImageTextToText.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
-            )
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"{folder}: cannot be loaded as a vision-language model: {reason(error)}") from None
+    wrong = "cannot be loaded as a vision-language model"
+    processor = read_part(AutoProcessor, folder, wrong)
+    model = read_network(AutoModelForImageTextToText, folder, wrong, dtype)
     if not getattr(processor, "chat_template", None):
         raise UserError(f"{folder}: its processor has no chat template; choose a model for chats.")
     return _Vlm(config, folder, model, processor, device)

@@ -12,6 +12,7 @@ from kilopix.data.manifest import Manifest, read_manifest
 from kilopix.data.quality import FAULTS, MEANING, Quality, examine
 from kilopix.english import counted
 from kilopix.jobs import write_report
+from kilopix.plain_text import visible
 from kilopix.runtime import say
 
 
@@ -52,7 +53,7 @@ def _print(source: Manifest, quality: Quality) -> None:
     for fault in FAULTS:
         positions = [i for i, faults in sorted(quality.faults.items()) if fault in faults]
         share = f"{len(positions) / quality.count:.2%}" if quality.count else ""
-        example = _short(source.rows[positions[0]].caption) if positions else ""
+        example = visible(_short(source.rows[positions[0]].caption)) if positions else ""
         table.add_row(fault, str(len(positions)), share, MEANING[fault], example)
     lengths = Table(*quality.lengths, title="words in a caption")
     lengths.add_row(*(str(length) for length in quality.lengths.values()))

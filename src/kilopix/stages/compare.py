@@ -17,6 +17,7 @@ from kilopix.evaluation.protocol import Score, card_of, read_card
 from kilopix.evaluation.published import Published, read_published
 from kilopix.evaluation.statistics import Interval, Observations, bootstrap, observe
 from kilopix.jobs import check_report, write_report
+from kilopix.plain_text import in_markdown, on_page
 from kilopix.progress import working
 from kilopix.runtime import read_lines, say
 from kilopix.scores_shown import protocol_told
@@ -233,15 +234,15 @@ def _sources(facts: Published) -> list[str]:
 
 def _markdown(tables: list[Table], after: list[str]) -> str:
     def cell(one: Cell) -> str:
-        text = one.text.replace("|", "\\|")
+        text = in_markdown(one.text)
         return f"**{text}**" if one.strong and text else text
 
     blocks = []
     for table in tables:
-        lines = [table.header, tuple("---" for _ in table.header)]
+        lines = [tuple(map(in_markdown, table.header)), tuple("---" for _ in table.header)]
         lines += [tuple(cell(one) for one in line) for line in table.lines]
         body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        blocks.append(f"## {table.title}\n\n{table.note}\n\n{body}\n")
+        blocks.append(f"## {in_markdown(table.title)}\n\n{in_markdown(table.note)}\n\n{body}\n")
     return "\n".join([*blocks, *(f"{line}\n" for line in after)])
 
 
@@ -250,6 +251,6 @@ def _html(tables: list[Table], after: list[str]) -> str:
 
     text = resources.files("kilopix.stages").joinpath("compare.html.j2").read_text(encoding="utf-8")
     environment = Environment(
-        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        undefined=StrictUndefined, autoescape=True, finalize=on_page, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(text).render(tables=tables, after=after)

@@ -7,7 +7,6 @@ import base64
 import io
 import random
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import torch
@@ -16,6 +15,7 @@ from PIL import Image
 from kilopix.config import Config, parse
 from kilopix.data.shards import Sample, Shards
 from kilopix.jobs import check_report, write_report
+from kilopix.plain_text import in_html
 from kilopix.pretrained.autoencoder import Autoencoder, AutoencoderConfig, load_autoencoder
 from kilopix.progress import track
 from kilopix.runtime import pick_device, say, seed_from
@@ -93,8 +93,8 @@ def _page(shards: Shards, autoencoder: Autoencoder, chosen: list[int]) -> str:
     )
     return (
         "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-        f"<title>{escape(str(shards.folder.name))}</title>"
-        f"<style>{_STYLE}</style><h1>Shards</h1><p>{escape(about)} The pictures are decoded from the stored "
+        f"<title>{in_html(str(shards.folder.name))}</title>"
+        f"<style>{_STYLE}</style><h1>Shards</h1><p>{in_html(about)} The pictures are decoded from the stored "
         f"latents.</p><table>{''.join(rows)}</table>\n"
     )
 
@@ -110,12 +110,12 @@ def _picture(shown: Shown) -> str:
     shown.image.save(buffer, "PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
     small = ' class="px"' * (max(shown.image.size) < 192)
-    return f'<img{small} alt="{escape(shown.caption)}" src="data:image/png;base64,{data}">'
+    return f'<img{small} alt="{in_html(shown.caption)}" src="data:image/png;base64,{data}">'
 
 
 def _text(shown: Shown) -> str:
     tokens = len(shown.sample.text)
     return (
-        f"<p><b>{escape(shown.kind)}</b> {escape(shown.caption)}<br>"
-        f"<small>{escape(shown.sample.path)}, {tokens} tokens</small></p>"
+        f"<p><b>{in_html(shown.kind)}</b> {in_html(shown.caption)}<br>"
+        f"<small>{in_html(shown.sample.path)}, {tokens} tokens</small></p>"
     )

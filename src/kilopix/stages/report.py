@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pydantic import ConfigDict, Field
 
+from kilopix.config import Config, parse
 from kilopix.curves import score_curves, training_curve, validation_curves
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
@@ -25,14 +27,53 @@ from kilopix.english import counted
 from kilopix.errors import UserError
 from kilopix.jobs import check_report, write_report
 from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
+from kilopix.models.dit import DiTConfig
+from kilopix.plain_text import on_page
+from kilopix.prompt_files import file_name
+from kilopix.recipe import Recipe
 from kilopix.runtime import read_json, read_lines, say, sha256_of_file
 from kilopix.scores_shown import read_scores
+from kilopix.weights_header import RunRecord
 
 JUDGED = "judged.jsonl"
 PER_TASK, PASTES = 6, 8
 SMALL = 192
 """Pixels of a side below which an image is shown larger than it is."""
 SHEETS, SHEET_WIDTH = 6, 720
+
+
+class _Said(Config):
+    """What the page takes from a file, of which further keys are let be."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class _Sampled(_Said):
+    file: str
+    prompt: str
+    seed: int
+
+
+class _Samples(_Said):
+    images: tuple[_Sampled, ...]
+    weights: str = ""
+
+
+class _Seen(_Said):
+    name: str
+    color: str | None = None
+
+
+class _Line(_Said):
+    file: str
+    prompt: str
+    tag: str
+    correct: bool
+    found: tuple[_Seen, ...]
+
+
+class _Stage(_Said):
+    seconds: float = Field(ge=0)
 
 
 @dataclass(frozen=True)
@@ -65,10 +106,11 @@ def run(
     check_report(out, "report")
     header = read_json(run_folder / "recipe.json")
     log = read_log(run_folder / "log.jsonl")
-    trained_on = TrainedOn.in_header(header, str(run_folder / "recipe.json"))
+    said = RunRecord.of(header, str(run_folder / "recipe.json"))
+    trained_on = said.known_of_training()
     page = _template().render(
         recipe=json.dumps(header["recipe"], indent=1),
-        settings=_settings(header["recipe"], trained_on, log[-1]["images"] if log else 0),
+        settings=_settings(said.recipe, trained_on, log[-1]["images"] if log else 0),
         seen=trained_on.seen(log[-1]["images"]) if log else "",
         curve=training_curve(log),
         validation=validation_curves(read_log(run_folder / "validation.jsonl")),
@@ -93,7 +135,7 @@ def _template():
 
     text = resources.files("kilopix.stages").joinpath("report.html.j2").read_text("utf-8")
     environment = Environment(
-        undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+        undefined=StrictUndefined, autoescape=True, finalize=on_page, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(text)
 
@@ -103,28 +145,30 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return read_lines(path) if path.exists() else []
 
 
-def _settings(recipe: dict[str, Any], trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
+def _settings(recipe: Recipe, trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
     """The settings that a reader asks for first."""
-    model, training, sampling = recipe["model"], recipe["training"], recipe["sampling"]
+    model, sampling, data, objective = recipe.model, recipe.sampling, recipe.data, recipe.objective
+    blocks, width = (
+        (model.depth, model.width) if isinstance(model, DiTConfig) else (model.blocks, model.latent_width)
+    )
     return [
-        ("Network", f"{model['kind']}, {model['depth']} blocks of {model['width']}, patch {model['patch']}"),
-        ("Trained on", f"{trained_on.seen(seen)}, in batches of {training['batch_size']}"),
-        ("Optimizer", f"{recipe['optimizer']['kind']}, {recipe['optimizer']['lr']:g}"),
+        ("Network", f"{model.kind}, {blocks} blocks of {width}, patch {model.patch}"),
+        ("Trained on", f"{trained_on.seen(seen)}, in batches of {recipe.training.batch_size}"),
+        ("Optimizer", f"{recipe.optimizer.kind}, {recipe.optimizer.lr:g}"),
         (
             "Captions",
-            f"{trained_on.captioner or 'source not recorded'}, "
-            f"dropped for {recipe['objective']['caption_dropout']:.0%}",
+            f"{trained_on.captioner or 'source not recorded'}, dropped for {objective.caption_dropout:.0%}",
         ),
         (
             "Augmented pictures",
             "none"
             if trained_on.augmented == 0
-            else f"{recipe['data']['augment']['kind']}, above t = {recipe['objective']['augment_above']} "
-            f"with probability {recipe['objective']['augment_probability']}",
+            else f"{data.augment.kind}, above t = {objective.augment_above} "
+            f"with probability {objective.augment_probability}",
         ),
         (
             "Sampler",
-            f"{sampling['sampler']}, {sampling['steps']} steps, guidance {sampling['guidance']['scale']:g}",
+            f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance.scale:g}",
         ),
     ]
 
@@ -152,9 +196,10 @@ def _picture(manifest: Manifest, row: Row) -> Image.Image:
 def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
-    for item in read_json(folder / "samples.json")["images"]:
-        picture = Figure.of(_open(folder / item["file"]), f"seed {item['seed']}")
-        groups.setdefault(item["prompt"], []).append(picture)
+    path = folder / "samples.json"
+    for item in parse(_Samples, read_json(path), str(path)).images:
+        picture = Figure.of(_open(folder / file_name(item.file, str(path), folder)), f"seed {item.seed}")
+        groups.setdefault(item.prompt, []).append(picture)
     return groups
 
 
@@ -166,7 +211,8 @@ def _model_name(folder: Path) -> str:
 
 def _weights_of(folder: Path) -> Path:
     """Where the weights lay that made the samples of a folder."""
-    return (folder / read_json(folder / "samples.json")["weights"]).resolve()
+    path = folder / "samples.json"
+    return (folder / parse(_Samples, read_json(path), str(path)).weights).resolve()
 
 
 def _model_told(folder: Path) -> str:
@@ -183,28 +229,31 @@ def _model_told(folder: Path) -> str:
 def _judged(folders: Sequence[Path]) -> dict[str, list[Figure]]:
     """Images of every task, some right and some wrong where there are both, with what was found in them."""
     judged = next((folder for folder in folders if (folder / JUDGED).is_file()), None)
-    tasks: dict[str, list[dict[str, Any]]] = {}
-    for line in read_lines(judged / JUDGED) if judged else []:
-        tasks.setdefault(line["tag"], []).append(line | {"folder": judged})
+    if judged is None:
+        return {}
+    where, tasks = str(judged / JUDGED), dict[str, list[_Line]]()
+    for values in read_lines(judged / JUDGED):
+        line = parse(_Line, values, where)
+        tasks.setdefault(line.tag, []).append(line)
     return {
         tag.replace("_", " "): [
-            Figure.of(_open(line["folder"] / line["file"]), _found(line), line["correct"])
+            Figure.of(_open(judged / file_name(line.file, where, judged)), _found(line), line.correct)
             for line in _some_of_both(members)
         ]
         for tag, members in tasks.items()
     }
 
 
-def _some_of_both(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    right = [line for line in lines if line["correct"]]
-    wrong = [line for line in lines if not line["correct"]]
+def _some_of_both(lines: "list[_Line]") -> "list[_Line]":
+    right = [line for line in lines if line.correct]
+    wrong = [line for line in lines if not line.correct]
     shown = right[: max(PER_TASK // 2, PER_TASK - len(wrong))]
     return shown + wrong[: PER_TASK - len(shown)]
 
 
-def _found(line: dict[str, Any]) -> str:
-    names = [" ".join(filter(None, (d["color"], d["name"]))) for d in line["found"]]
-    return f"{line['prompt']}. Seen: {', '.join(names) or 'nothing'}."
+def _found(line: "_Line") -> str:
+    names = [" ".join(filter(None, (one.color, one.name))) for one in line.found]
+    return f"{line.prompt}. Seen: {', '.join(names) or 'nothing'}."
 
 
 def _sheets(folder: Path) -> list[Figure]:
@@ -236,7 +285,7 @@ def _pastes(manifest_path: Path) -> list[Figure]:
 
 
 def _times(path: Path) -> list[tuple[str, str, float]]:
-    seconds = {name: float(stage["seconds"]) for name, stage in read_json(path).items()}
+    seconds = {name: parse(_Stage, said, f"{path}: {name}").seconds for name, said in read_json(path).items()}
     longest = max(seconds.values(), default=1.0)
     return [(name, _clock(value), 100 * value / longest) for name, value in seconds.items()]
 

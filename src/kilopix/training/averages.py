@@ -35,7 +35,7 @@ class PowerConfig(Config):
     kind: Literal["power"] = "power"
     sigma_rel: tuple[float, ...] = Field(default=(0.10, 0.05), min_length=1)
     snapshot_every: int = Field(default=10_000, ge=1, description="images between snapshots at first")
-    snapshots: int = Field(default=32, ge=4, description="the most moments that are kept")
+    snapshots: int = Field(default=32, ge=4, le=10_000, description="the most moments that are kept")
     snapshot_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
     @model_validator(mode="after")

@@ -25,7 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from kilopix.artefacts.locks import delete_temporary, temporary_beside
-from kilopix.runtime import read_json, say, sha256_of_file, sort_metadata, write_json, write_tensors
+from kilopix.runtime import (
+    read_json,
+    read_tensors,
+    say,
+    sha256_of_file,
+    sort_metadata,
+    write_json,
+    write_tensors,
+)
 from kilopix.training.parallel import Processes, full
 from kilopix.types import UserError
 
@@ -133,17 +141,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any])
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights and header of a safetensors file; anything else is a `UserError` that names it."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a whole safetensors file ({error}).") from None
+    tensors, metadata = read_tensors(path)
     try:
         return tensors, {k: json.loads(v) for k, v in metadata.items() if k != "format"}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: weights, but not of kilopix: no recipe in the header.") from None
 
 

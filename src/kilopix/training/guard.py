@@ -28,8 +28,8 @@ class GuardConfig(Config):
     norm_factor: float = Field(default=10.0, gt=1)
     loss_factor: float = Field(default=3.0, gt=1)
     deviations: float = Field(default=6.0, gt=0)
-    window: int = Field(default=100, ge=2, description="steps")
-    warmup: int = Field(default=100, ge=1, description="steps before spikes are looked for")
+    window: int = Field(default=100, ge=2, le=1_000_000, description="steps")
+    warmup: int = Field(default=100, ge=1, le=1_000_000, description="steps before spikes are looked for")
     patience: int = Field(default=5, ge=1, description="steps left out in a row before the run goes back")
     returns: int = Field(default=3, ge=0, description="times that a run goes back before it gives up")
 

@@ -91,7 +91,7 @@ class LogWindow:
         if self.path is not None:
             append_line(self.path, line)
             if self._on_line is not None:
-                self._on_line({name: value for name, value in line.items() if value is not None})
+                self._on_line({name: x for name, x in line.items() if isinstance(x, int | float)})
         self._last = self.loss
         self._sums = dict.fromkeys(_SUMS, 0.0)
 

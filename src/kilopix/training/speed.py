@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -96,6 +97,18 @@ def _holds(block: nn.Module) -> bool:
     parts = [inner, *(getattr(block, name) for name in getattr(block, "compiled_parts", ()))]
     found = [part.holds for part in parts if isinstance(part, Compiled) and part.holds is not None]
     return bool(found) and all(found)
+
+
+def attention_kernel(
+    queries: tuple[int, int, int, int], keys: int, masked: bool, dtype: torch.dtype, device: str
+) -> str:
+    """Which of torch's kernels attention of these shapes `B H T E` gets: flash, efficient, cudnn or math."""
+    batch, heads, _, width = queries
+    q = torch.empty(queries, dtype=dtype, device=device, requires_grad=True)
+    k = torch.empty(batch, heads, keys, width, dtype=dtype, device=device, requires_grad=True)
+    mask = torch.ones(batch, 1, 1, keys, dtype=torch.bool, device=device) if masked else None
+    choice = SDPBackend(torch._fused_sdp_choice(q, k, k, mask))
+    return choice.name.lower().removesuffix("_attention")
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:

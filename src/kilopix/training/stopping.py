@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 
-from kilopix.runtime import say
+from kilopix.runtime import leave_terminal, say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ctrl-C; what a cluster sends first; Slurm's warning (`--signal=USR1@120`)."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""Ctrl-C; what a cluster sends first; a lost terminal; Slurm's warning (`--signal=USR1@120`)."""
 PATIENCE = 10.0
 """Seconds after the first signal in which a further Ctrl-C is taken for impatience, and changes nothing."""
 
@@ -30,6 +30,8 @@ class Stop:
     def hear(self, number: int, now: float) -> None:
         """Take in a signal when it arrives, and say what follows from it."""
         self.asked = True
+        if number == signal.SIGHUP:
+            leave_terminal()
         if self.since is None:
             self.since = now
             name = "" if number == signal.SIGINT else f" ({signal.Signals(number).name})"
@@ -59,6 +61,8 @@ def stop_on_signal(quiet: bool = False) -> Iterator[Stop]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         stop.asked = True
+        if number == signal.SIGHUP:
+            leave_terminal()  # whichever thread is sooner
         if stop.at_once and number == signal.SIGINT:
             stop.at_once = False  # raised once, or the second would break off what the first tidies up
             raise KeyboardInterrupt
@@ -78,7 +82,9 @@ def stop_on_signal(quiet: bool = False) -> Iterator[Stop]:
     os.set_blocking(told, False)
     thread = threading.Thread(target=listen, daemon=True)
     thread.start()
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    # Under nohup, a run is to outlive its terminal.
+    heeded = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in heeded}
     wakeup = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
     try:
         yield stop

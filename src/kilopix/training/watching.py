@@ -19,9 +19,9 @@ class ValidationConfig(Config):
     """
 
     every: int = Field(default=50_000, ge=1)
-    samples: int = Field(default=256, ge=1)
-    levels: int = Field(default=8, ge=1, description="times, spread evenly between data and noise")
-    batch_size: int = Field(default=64, ge=1)
+    samples: int = Field(default=256, ge=1, le=10_000_000)
+    levels: int = Field(default=8, ge=1, le=1000, description="times, spread evenly between data and noise")
+    batch_size: int = Field(default=64, ge=1, le=100_000)
 
 
 class PreviewConfig(Config):
@@ -29,7 +29,7 @@ class PreviewConfig(Config):
 
     every: int = Field(default=0, ge=0)
     prompts: tuple[str, ...] = Field(default=(), description="some of what it is trained on, if none")
-    seeds: int = Field(default=2, ge=1, description="pictures of every prompt")
+    seeds: int = Field(default=2, ge=1, le=64, description="pictures of every prompt")
     steps: int = Field(default=20, ge=1, le=1000)
     guidance: float | None = Field(default=None, ge=0, description="the recipe's if not given")
 
@@ -38,7 +38,7 @@ class ScoresConfig(Config):
     """Scores of pictures made with the average against held-out ones, as `kilopix fidelity` gives them."""
 
     every: int = Field(default=0, ge=0)
-    images: int = Field(default=1_000, ge=16)
+    images: int = Field(default=1_000, ge=16, le=10_000_000)
     only: tuple[str, ...] = Field(default=(), description="the scores to make; all that can be, if none")
     settings: tuple[str, ...] = Field(default=(), description="section.key=value, as kilopix fidelity takes")
 

@@ -46,7 +46,9 @@ def look_html(look: Look, view: DataView) -> str:
     parts = [f"<h3>{html.escape(look.class_name)} <small>{html.escape(look.path)}</small></h3>"]
     for version in look.versions:
         plain = version.kind == "plain"
-        name = {"plain": "Plain", "cutmix": "CutMix", "crop": "Crop"}.get(version.kind, version.kind)
+        name = {"plain": "Plain", "cutmix": "CutMix", "crop": "Crop"}.get(version.kind) or html.escape(
+            version.kind
+        )
         seen = "" if plain else f"seen above t = {threshold:g}, by {share:.0%} of the draws"
         parts.append(
             f'<section class="kp-version"><h4>{name} <small>{seen}</small></h4>'

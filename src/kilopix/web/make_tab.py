@@ -38,11 +38,12 @@ _SHOW_RESULT = """() => {
 
 @dataclass(frozen=True)
 class Server:
-    """What the tabs share: the worker, the limits, and the models that can be asked for."""
+    """What the tabs share: the worker, the limits, the models that can be asked for, whether with a token."""
 
     worker: Worker
     limits: Limits
     models: dict[str, ServedModel]
+    has_token: bool = False
 
     def order(self, **values: Any) -> Order:
         """Check the fields of the page as a request; what is wrong is shown to the visitor."""
@@ -192,7 +193,7 @@ def build_make_tab(server: Server) -> None:
     history.change(history_html, history, shown, **quiet)
     stop.click(None, cancels=[event])
     go.click(None, js=_SHOW_RESULT)
-    tried.click(lambda sample: sample[0], tried, prompt, **quiet)
+    tried.click(lambda sample: sample[0] if sample else gr.skip(), tried, prompt, **quiet)
     shown.select(restore, history, [prompt, number, seed, fresh, *fields.all, model, result], **quiet)
     forget.click(lambda: [], None, history, **quiet)
 
@@ -246,10 +247,12 @@ def history_html(history: Any) -> str:
 
 def restore(history: Any, event: gr.EventData) -> list[Any]:
     """Put the settings of an entry back into the fields."""
-    index = getattr(event, "index", None)
-    if not isinstance(history, list) or not isinstance(index, int) or not 0 <= index < len(history):
+    try:
+        entry = history[event.index] if isinstance(history, list) else None
+    except (AttributeError, TypeError, IndexError):  # no page of ours sends that
+        entry = None
+    if not isinstance(entry, dict):
         return [gr.skip()] * 10
-    entry = history[index]
     values = [entry.get(key) for key in ("prompt", "n", "seed")]
     settings = [entry.get(key) for key in ("sampler", "steps", "guidance", "negative", "model")]
     told = markup.empty("The settings are back; “Make pictures” makes the same pictures again.")

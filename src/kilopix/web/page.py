@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
 from tempfile import TemporaryDirectory
+from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported, which reads it then
 
@@ -43,19 +44,24 @@ class Site:
 
 @contextmanager
 def build_site(
-    worker: Worker, limits: Limits, data: DataView | None = None, training: TrainingView | None = None
+    worker: Worker,
+    limits: Limits,
+    data: DataView | None = None,
+    training: TrainingView | None = None,
+    has_token: bool = False,
 ) -> Iterator[Site]:
     """The REST endpoint with the page on it."""
     with TemporaryDirectory(prefix="kilopix-page-", ignore_cleanup_errors=True) as folder:
         # Gradio keeps the files of a page in a folder that all its pages share, unless it is told another.
         os.environ["GRADIO_TEMP_DIR"] = folder
-        yield asyncio.run(_site(worker, limits, data, training))
+        server = Server(worker, limits, dict(worker.models), has_token)
+        yield asyncio.run(_site(server, data, training))
 
 
-async def _site(worker: Worker, limits: Limits, data: DataView | None, training: TrainingView | None) -> Site:
+async def _site(server: Server, data: DataView | None, training: TrainingView | None) -> Site:
     """Build inside an event loop, without which Gradio makes some of its own and leaves them open."""
-    app = build_rest(worker, limits)
-    server = Server(worker, limits, dict(worker.models))
+    limits = server.limits
+    app = build_rest(server.worker, limits)
     page = build_page(server, data, training)
     page.queue(max_size=2 * limits.queue, default_concurrency_limit=8)
     gr.mount_gradio_app(
@@ -78,10 +84,27 @@ async def _site(worker: Worker, limits: Limits, data: DataView | None, training:
     return Site(app, lambda: page.app.stop_event.set())
 
 
+class _Page(gr.Blocks):
+    """Blocks to which a value that does not fit its field is a visitor's mistake, and nothing for the log."""
+
+    async def preprocess_data(self, block_fn: Any, *arguments: Any, **named: Any) -> Any:
+        """What handlers get, from what a browser or a program sends."""
+        if block_fn.fn is None:
+            raise gr.Error("this is for the browser alone.", print_exception=False)
+        try:
+            return await super().preprocess_data(block_fn, *arguments, **named)
+        except gr.Error as error:
+            error.print_exception = False
+            raise
+        except Exception as error:  # noqa: BLE001 - each field fails in its own way, and only over its value
+            told = f"the fields cannot be read ({type(error).__name__}); load the page again."
+            raise gr.Error(told, print_exception=False) from None
+
+
 def build_page(server: Server, data: DataView | None, training: TrainingView | None) -> gr.Blocks:
     """The tabs; those without anything to show are left out."""
     first = next(iter(server.models.values()))
-    with gr.Blocks(title=f"kilopix: {first.name}", analytics_enabled=False) as page:
+    with _Page(title=f"kilopix: {first.name}", analytics_enabled=False) as page:
         gr.HTML(markup.header(first.name, first.facts))
         with gr.Tabs():
             tabs = [_tab("Make", lambda _: build_make_tab(server))]

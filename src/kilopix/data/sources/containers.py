@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kilopix.errors import UserError
+from kilopix.runtime import not_below
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -26,6 +27,8 @@ _IMAGE_NAMES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp")
 _KEPT_ROW_GROUPS = 4
 _REMEMBERED_ROW_GROUPS = 64
 _KEPT_INDEXES = 256
+TAR_DAMAGE = (tarfile.TarError, ValueError, OverflowError)
+"""What tarfile raises for a file that is none, the last two for sizes below 0 or beyond counting."""
 
 
 class BrokenImage(Exception):
@@ -46,8 +49,11 @@ def split_reference(path: str) -> tuple[str, str] | None:
 def read_bytes(root: Path, path: str) -> bytes:
     """The bytes of a picture file, of a Parquet row or of a tar member below `root`.
 
-    Raises `BrokenImage` if there is none.
+    Raises `BrokenImage` if there is none. A link below the root is followed wherever it leads, since whoever
+    owns the folder put it there; the text of a path leads nowhere else.
     """
+    if why := not_below(path):
+        raise BrokenImage(why)
     parts = split_reference(path)
     try:
         if parts is None or (root / path).is_file():
@@ -179,7 +185,7 @@ def read_member(file: Path, name: str) -> bytes:
     """The bytes of a member of a tar file; raises `BrokenImage` if it is not there or cut off."""
     try:
         place = tar_index(file, file_stamp(file)).get(name)
-    except tarfile.TarError as error:
+    except TAR_DAMAGE as error:
         raise BrokenImage(f"{file.name} is no tar file ({error})") from None
     if place is None:
         raise BrokenImage(f"{file.name} has no member {name}")

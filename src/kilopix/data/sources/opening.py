@@ -56,8 +56,6 @@ def open_picture(root: Path, path: str, at_least: int | None = None) -> Image.Im
 
 def read_picture(root: Path, path: str) -> bytes:
     """The bytes that `open_picture` decodes; raises `BrokenImage`."""
-    if path.startswith("/") or ".." in path.split("/"):
-        raise BrokenImage("its path is not below the root")
     _refuse_raw(path)
     return read_bytes(root, path)
 

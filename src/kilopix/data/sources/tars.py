@@ -10,11 +10,13 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
 from kilopix.data.sources.classes import LabelNames
 from kilopix.data.sources.containers import (
+    TAR_DAMAGE,
     BrokenImage,
     file_stamp,
     read_bytes,
@@ -159,7 +161,7 @@ def _read_shard(file: Path) -> _Shard:
             shard.passed.append(("", why))
     except PermissionError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}).") from None
-    except (tarfile.TarError, OSError, KeyError) as error:
+    except (*TAR_DAMAGE, OSError, KeyError) as error:
         raise UserError(
             f"{file}: not a whole tar file ({error}). Replace it or move it away; compressed ones must be "
             "unpacked to .tar first."
@@ -266,8 +268,11 @@ def release_arrays(root: Path, path: str) -> ReleaseArrays:
 def _array(content: bytes, what: str) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise BrokenImage(f"{what} is no array ({str(error).splitlines()[0]})") from None
+    except (ValueError, TypeError, ArithmeticError, MemoryError, EOFError, OSError, BadZipFile) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise BrokenImage(f"{what} is no array ({why})") from None
+    if not isinstance(array, np.ndarray):
+        raise BrokenImage(f"{what} is no array")
     if not np.issubdtype(array.dtype, np.floating) or not np.isfinite(array).all():
         raise BrokenImage(f"{what} holds numbers that are not finite")
     return array
