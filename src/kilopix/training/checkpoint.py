@@ -96,7 +96,8 @@ def allocate_states(optimizer: torch.optim.Optimizer) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     for state in optimizer.state.values():
-        state["step"].zero_()
+        if "step" in state:
+            state["step"].zero_()
 
 
 def set_skipped(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
