@@ -101,7 +101,7 @@ def test_what_does_not_belong_together_is_an_error(tmp_path: Path, cli: Cli):
     (with_other_pictures / "results.jsonl").write_bytes((a / "results.jsonl").read_bytes())
     done = cli("compare", a, with_other_pictures, "--out", tmp_path / "out")
     assert done.code == 2
-    assert "that of the single pictures beside it" in done.err
+    assert "results.jsonl: damaged, or not what card.json was made from" in done.err
     other = make_card(tmp_path / "c", some(9), "dpg", evaluator="geneval")
     assert "no two of these cards" in cli("compare", a, other, "--out", tmp_path / "out").err
     assert "twice" in cli("compare", a, a / "card.json", "--out", tmp_path / "out").err

@@ -15,7 +15,7 @@ from kilopix.data.shards import INDEX
 from kilopix.errors import UserError
 from kilopix.runtime import read_json, sha256_of_file, write_json
 from kilopix.step import StepBatch, StepLoader, StepLoss
-from kilopix.training.checkpoint import checkpoints, newest_checkpoint, read_weights, verifies
+from kilopix.training.checkpoint import checkpoints, fault_of, newest_checkpoint, read_weights
 from tiny import TINY
 
 RUN = [*TINY, "training.images=320", "training.checkpoint_every=64"]
@@ -203,7 +203,7 @@ def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_is_intact(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     folder = tmp_path / "run" / "checkpoints"
     assert [f.name for f in folder.iterdir()] == [f"{64:012d}"]
-    assert verifies(folder / f"{64:012d}")
+    assert fault_of(folder / f"{64:012d}") is None
     monkeypatch.undo()
     assert run.do()
     whole = job(tiny_demo, tmp_path / "whole")

@@ -4,7 +4,8 @@
 
 In: a run or checkpoint whose autoencoder is a patch codec. Out: one safetensors file with the averaged
 weights in float16, the codec, and the recipe in the header. Images seen are those of all runs, from the first
-on, where one started from the weights of another.
+on, where one started from the weights of another. Put its SHA-256 into `SHIPPED_SHA256` of
+kilopix.model_files.
 """
 
 import argparse

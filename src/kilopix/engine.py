@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
 from kilopix.english import counted
+from kilopix.model_files import CHECKPOINTS
 from kilopix.network import Network, attention_shapes, blocks_of, build_network, shards_of
 from kilopix.progress import Progress as Shown
 from kilopix.progress import working
@@ -53,7 +54,6 @@ from kilopix.training.watchdog import Watchdog
 from kilopix.types import UserError
 from kilopix.watch import ScoreAverage, Watch, open_watch
 
-CHECKPOINTS = "checkpoints"
 SETTLED = 3
 """Steps after which a run computes as it will to its end."""
 LATE = 1

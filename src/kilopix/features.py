@@ -29,7 +29,7 @@ from kilopix.pretrained.inception import load_inception
 from kilopix.pretrained.vision import FeatureExtractor, load_efficientnet_lite0
 from kilopix.pretrained.vision_hub import CLIP, load_clip, load_dinov2
 from kilopix.pretrained.weights import read_weights_file
-from kilopix.runtime import cache_folder, sha256_of_text, write_tensors
+from kilopix.runtime import cache_folder, say, sha256_of_text, write_tensors
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -168,11 +168,24 @@ def store_features(
 def stored_moments(features: StoredFeatures) -> Moments:
     """The moments of stored features, from a file beside them if it is there."""
     path = features.parts.folder / "moments.safetensors"
-    if not path.exists():
+    stored = _whole_moments(path)
+    if stored is None:
         made = moments_of(features)
         count = torch.tensor(made.count)
         write_tensors(path, {"count": count, "mean": made.mean.cpu(), "scatter": made.scatter.cpu()})
-    stored = read_weights_file(path)
+        stored = read_weights_file(path)
     device = "cpu" if features.device.startswith("mps") else features.device  # mps has no float64
     mean, scatter = stored["mean"].to(device), stored["scatter"].to(device)
     return Moments(int(stored["count"]), mean, scatter)
+
+
+def _whole_moments(path: Path) -> dict[str, Tensor] | None:
+    """The moments of an earlier call; None if there are none, or damaged ones, which is said."""
+    if not path.exists():
+        return None
+    try:
+        stored = read_weights_file(path)
+    except UserError as error:
+        say(f"{error} It is made anew.")
+        return None
+    return stored if stored.keys() == {"count", "mean", "scatter"} else None

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kilopix.artefacts.digests import Damaged, check_shipped, check_tensors
 from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
 from kilopix.diffusion.paths import GammaPath
@@ -24,7 +25,7 @@ from kilopix.pretrained.autoencoder import CODEC_FILE, SDAutoencoderConfig
 from kilopix.pretrained.patch_codec import PatchCodec
 from kilopix.pretrained.text_encoder import T5Config
 from kilopix.recipe import SD_DOWNSAMPLING, DataConfig, Recipe
-from kilopix.runtime import read_json
+from kilopix.runtime import is_whole, read_json, say
 from kilopix.training.checkpoint import AVERAGE, newest_checkpoint, read_weights
 from kilopix.types import LatentStatistics, UserError
 from kilopix.weights_header import WeightsHeader, check_depth
@@ -32,8 +33,12 @@ from kilopix.weights_header import WeightsHeader, check_depth
 SHIPPED = Path(__file__).parent / "assets" / "weights"
 SHIPPED_MODEL = "mini"
 """The model of the embedded world that is installed with kilopix."""
+SHIPPED_SHA256 = "584596d2fb42117662a941fc8ea0885c32bc36af876a44eecfe90c1856004bfa"
 SHIPPED_TRAINING = "four and a half hours on one CPU core"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+CHECKPOINTS, RECIPE, FINISHED = "checkpoints", "recipe.json", "finished.json"
+"""Of a run: its checkpoints, what it is, and the digest of the model that it ended with."""
+REPLACED = "not the model that this run ended with"
 CODEC_PREFIX = "codec."
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HUB_FILES = [WEIGHTS, CONFIG, CODEC_FILE]
@@ -73,10 +78,16 @@ def find_weights(model: Path | str | None = None, revision: str | None = None) -
         raise UserError(f"revision {revision!r}: only models of the Hugging Face hub have one, not {path}.")
     if path.is_file():
         return path
+    fault = model_fault(path) if (path / WEIGHTS).is_file() else None
     for name in (WEIGHTS, AVERAGE):
-        if (path / name).is_file():
+        if (path / name).is_file() and not (fault and (path / CHECKPOINTS).is_dir()):
             return path / name
-    newest = newest_checkpoint(path / "checkpoints")
+    record = path / RECIPE
+    newest = newest_checkpoint(path / CHECKPOINTS, read_json(record).get("run") if record.is_file() else None)
+    if fault and newest is None:
+        raise UserError(f"{path / WEIGHTS}: {fault}, and there is no checkpoint to take its place.")
+    if fault:
+        say(f"{path / WEIGHTS}: {fault}; taken instead: {newest}.")
     if not path.exists():
         raise UserError(
             f"{path}: no such folder or file; give a run folder, a checkpoint, a .safetensors file, or "
@@ -91,10 +102,30 @@ def find_weights(model: Path | str | None = None, revision: str | None = None) -
     return newest / AVERAGE
 
 
+def model_fault(run: Path) -> str | None:
+    """Why the model at the end of a run cannot be believed; None where it can, or is not of a run."""
+    path, record = run / WEIGHTS, run / FINISHED
+    if not is_whole(path):
+        return "cut short"
+    try:
+        digest = check_tensors(path)
+    except Damaged:
+        return "damaged: its SHA-256 is not that of what was written"
+    if not record.is_file():
+        return None
+    try:
+        ended_with = read_json(record)["model"]
+    except (UserError, KeyError, TypeError) as error:
+        say(f"{record}: damaged, so that {path.name} is taken on trust ({error}).")
+        return None
+    return None if digest == ended_with else REPLACED
+
+
 def _shipped(name: str) -> Path:
     path = SHIPPED / f"{name}.safetensors"
     if not path.is_file():
         raise UserError(f"{path}: the weights that ship with kilopix are missing; install kilopix again.")
+    check_shipped(path, SHIPPED_SHA256)
     return path
 
 

@@ -9,6 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kilopix.artefacts.digests import (
+    DIGEST,
+    NO_DIGEST,
+    check_json,
+    check_lines,
+    check_tensors,
+    seal_json,
+    seal_lines,
+    seal_tensors,
+)
 from kilopix.artefacts.locks import temporary_beside
 from kilopix.errors import UserError
 from kilopix.plain_text import visible
@@ -107,8 +117,12 @@ def name_some(files: Iterable[Path | str], show: int = 3) -> str:
     return ", ".join(names[:show]) + more
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON whole or not at all, with sorted keys left as given."""
+def write_json(path: Path, value: Any, seal: bool = True) -> None:
+    """Write JSON whole or not at all, its keys in their order; an object gets its digest as the last one.
+
+    Without `seal` it gets none: that is for files whose form is another program's.
+    """
+    value = seal_json(value) if seal and isinstance(value, dict) else value
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
@@ -124,43 +138,55 @@ class Record(dict[str, Any]):
         raise UserError(f"{self._path}: no {key!r} in it; it was not written by this version of kilopix.")
 
 
-def read_json(path: Path) -> Record:
-    """Read a JSON object; a file that is missing, broken or no object is a `UserError` that names it."""
+def read_json(path: Path, sealed: bool = False) -> Record:
+    """Read a JSON object, without its digest; any other file, or a changed one, is a `UserError`.
+
+    With `sealed` it must have a digest, since only kilopix writes such a file.
+    """
     try:
         values = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{absent(path)}.") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: not a JSON object.")
-    return Record(values, path)
+    return Record(check_json(values, path, sealed), path)
 
 
 Line = dict[str, Any]
 """One JSON object of a file of JSON lines."""
 
 
-def write_lines(path: Path, lines: Iterable[Line]) -> None:
-    """Write JSON lines whole or not at all."""
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for line in lines:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+def write_lines(path: Path, lines: Iterable[Line], seal: bool = True) -> None:
+    """Write JSON lines whole or not at all, and as the last one their digest.
+
+    Without `seal` there is none: that is for files whose form is another program's, or that a card names.
+    """
+    texts = ((json.dumps(line, ensure_ascii=False) + "\n").encode() for line in lines)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.writelines(seal_lines(texts) if seal else texts)
 
 
-def iterate_lines(path: Path) -> Iterator[Line]:
+def iterate_lines(path: Path, sealed: bool = False) -> Iterator[Line]:
     """Read JSON lines one by one; a missing file or a line that is no JSON object is a `UserError`."""
-    for line in lines_or_faults(path):
+    for line in lines_or_faults(path, sealed):
         if isinstance(line, str):
             raise UserError(f"{path}, {line}.")
         yield line
 
 
-def lines_or_faults(path: Path) -> Iterator[Line | str]:
-    """Read JSON lines one by one; in place of a line that is no JSON object comes what is wrong with it."""
+def lines_or_faults(path: Path, sealed: bool = False) -> Iterator[Line | str]:
+    """Read JSON lines one by one; in place of a line that is no JSON object comes what is wrong with it.
+
+    At the end they are held against their digest, if there is one; there must be with `sealed`.
+    """
     try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:  # not splitlines: JSON may hold U+2028
-            for number, text in enumerate(file, start=1):
+        with open(path, "rb") as file:  # a line ends with a line feed alone: JSON may hold U+2028
+            for number, line in enumerate(check_lines(file, path, sealed), start=1):
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 if text.strip():
                     yield _line_or_fault(text, number)
     except FileNotFoundError:
@@ -177,9 +203,9 @@ def _line_or_fault(text: str, number: int) -> Line | str:
     return line if isinstance(line, dict) else f"line {number}: not a JSON object"
 
 
-def read_lines(path: Path) -> list[Line]:
+def read_lines(path: Path, sealed: bool = False) -> list[Line]:
     """All lines of `iterate_lines`."""
-    return list(iterate_lines(path))
+    return list(iterate_lines(path, sealed))
 
 
 def text_lines(path: Path) -> list[str]:
@@ -200,10 +226,24 @@ def text_lines(path: Path) -> list[str]:
     return [line.removesuffix("\r") for line in (lines if lines[-1] else lines[:-1])]
 
 
-def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
-    """Tensors, mapped from a safetensors file, and its metadata; any other file is a `UserError`.
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file whole or not at all, with its digest in the metadata.
 
-    The library checks the header, its length, and that all tensors lie in the file, before it takes memory.
+    Equal tensors and metadata give equal bytes.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, {**(metadata or {}), DIGEST: NO_DIGEST})
+        sort_metadata(temporary)
+        seal_tensors(temporary)
+
+
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
+    """Tensors, mapped from a safetensors file, and its metadata without the digest.
+
+    A file that is missing, cut short or not what was written is a `UserError` that names it. The library
+    checks the header, its length, and that all tensors lie in the file, before it takes memory.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -211,21 +251,15 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
         raise UserError(f"{absent(path)}.")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            check_tensors(path)
+            metadata = {key: text for key, text in (file.metadata() or {}).items() if key != DIGEST}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - no mapping
+    except UserError:
+        raise
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         # The last four are of types and shapes that safetensors knows, and this torch does not.
         why = str(error).partition("\n")[0]
         raise UserError(f"{path}: not a whole safetensors file ({why}).") from None
-
-
-def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file whole or not at all; equal tensors and metadata give equal bytes."""
-    from safetensors.torch import save_file
-
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata)
-        if metadata and len(metadata) > 1:
-            sort_metadata(temporary)
 
 
 def sort_metadata(safetensors: Path) -> None:

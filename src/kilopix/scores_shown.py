@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kilopix.errors import UserError
-from kilopix.evaluation.protocol import Card, Score, read_card
+from kilopix.evaluation.protocol import CARD, Card, Score, read_card
 
-CARD = "card.json"
 _KINDS = {
     "": (
         "Scores",

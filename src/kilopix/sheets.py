@@ -22,7 +22,7 @@ from kilopix.pretrained.autoencoder import Autoencoder, load_autoencoder
 from kilopix.pretrained.text_encoder import load_text_encoder
 from kilopix.previews import as_images
 from kilopix.recipe import Recipe
-from kilopix.runtime import is_whole, read_tensors, write_tensors
+from kilopix.runtime import read_tensors, say, write_tensors
 from kilopix.training.watching import PreviewConfig
 from kilopix.types import LatentStatistics, TextStates, UserError
 from kilopix.validation import evaluating
@@ -115,10 +115,13 @@ def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple
     path = folder / "prompts.safetensors"
     texts = [*recipe.preview.prompts, recipe.sampling.negative_prompt]
     wanted = {"texts": json.dumps(texts), "text_fingerprint": fingerprint}
-    if is_whole(path):
-        kept, said = read_tensors(path)
-        if said == wanted and kept.keys() == {"states", "mask"}:
-            return _split(TextStates(kept["states"], kept["mask"]))
+    if path.exists():
+        try:
+            kept, said = read_tensors(path)
+            if said == wanted and kept.keys() == {"states", "mask"}:
+                return _split(TextStates(kept["states"], kept["mask"]))
+        except UserError as error:
+            say(f"{error} It is made anew.")
     encoder = load_text_encoder(recipe.text, device)
     if encoder.fingerprint != fingerprint:
         raise UserError(

@@ -86,4 +86,4 @@ def test_lines_that_were_cut_short_are_made_anew(tmp_path: Path, capsys: pytest.
     assert finished_lines(file, job, 3) == ({"job": job}, lines)
     cut(file)
     assert finished_lines(file, job, 3) is None
-    assert "of its 3 lines now" in capsys.readouterr().out
+    assert "is cut short or damaged; its lines are made anew" in capsys.readouterr().out

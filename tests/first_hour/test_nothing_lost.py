@@ -229,6 +229,7 @@ def test_overwrite_replaces_what_the_same_command_made(
     assert sorted(f.name for f in (folder / "pictures").iterdir()) == [
         "00000.png",
         "grid.png",
+        "hashes.json",
         "samples.json",
     ]
     assert len(list((folder / "world" / "train").rglob("*.jpg"))) == 4 * 13
@@ -247,6 +248,8 @@ def test_an_export_of_other_settings_is_refused_and_an_own_text_kept(
     assert cli(*export, 2).code == 0
     (tmp_path / "out" / "README.md").write_text("my own words", encoding="utf-8")
     assert "already complete" in cli(*export, 2).out
+    (tmp_path / "out" / "config.json").write_text("{}", encoding="utf-8")
+    assert "missing or changed, and made anew: config.json" in cli(*export, 2).out
     refused = cli(*export, 3)
     assert refused.code == 2
     assert "sampling.steps: 2, here 3" in refused.err

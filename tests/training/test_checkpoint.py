@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from kilopix.errors import UserError
+from kilopix.runtime import read_json, write_json
 from kilopix.training.checkpoint import (
     AVERAGE,
     STATE,
@@ -15,6 +16,7 @@ from kilopix.training.checkpoint import (
     Trained,
     allocate_states,
     checkpoints,
+    fault_of,
     last_good_checkpoint,
     load_checkpoint,
     newest_checkpoint,
@@ -24,7 +26,6 @@ from kilopix.training.checkpoint import (
     save_weights,
     set_skipped,
     thinned,
-    verifies,
 )
 from kilopix.training.lamb import LambConfig
 from kilopix.training.muon import AdamWConfig, MuonConfig
@@ -157,16 +158,14 @@ def test_what_a_killed_process_left_is_not_taken_and_goes(tmp_path: Path):
     assert newest_checkpoint(tmp_path) == whole
     save(tmp_path, 200, trained)
     assert sorted(f.name for f in tmp_path.iterdir()) == [f"{100:012d}", f"{200:012d}"]
-    assert verifies(tmp_path / f"{200:012d}")
+    assert fault_of(tmp_path / f"{200:012d}") is None
 
 
 def test_a_checkpoint_of_another_network_or_version_is_refused(tmp_path: Path):
     folder = save(tmp_path, 100, trained_by(AdamWConfig(), 1))
     with pytest.raises(UserError, match="does not fit the recipe"):
         load_checkpoint(folder, fresh(MuonConfig()))
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    del state["format"]
-    (folder / STATE).write_text(json.dumps(state), encoding="utf-8")
+    write_json(folder / STATE, read_json(folder / STATE) | {"format": 1})
     with pytest.raises(UserError, match="earlier version of kilopix"):
         read_progress(folder)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kilopix.training.logs import LogWindow
+from kilopix.training.logs import LogWindow, cut_log, lines_of_log, read_log
 
 
 def window(path: Path) -> LogWindow:
@@ -37,3 +37,55 @@ def test_a_stretch_of_which_all_is_left_out_has_no_loss(tmp_path: Path):
     assert line["loss"] is None
     assert line["grad_norm"] is None
     assert line["left_out"] == 1
+
+
+LINE = {"images": 20, "loss": 0.5, "images_per_second": 3.0, "seconds": 2.0}
+BAD = [
+    b'{"images": 40, "lo',
+    b"\xff\xfe\x00",
+    b"[1, 2]",
+    b"5",
+    b"null",
+    b'{"loss": 0.5, "images_per_second": 3.0, "seconds": 2.0}',
+    b'{"images": "20", "loss": 0.5, "images_per_second": 3.0, "seconds": 2.0}',
+    b'{"images": 20, "loss": NaN, "images_per_second": 3.0, "seconds": 2.0}',
+    b'{"images": 20, "loss": "low", "images_per_second": 3.0, "seconds": 2.0}',
+    b'{"images": -1, "loss": 0.5, "images_per_second": 3.0, "seconds": 2.0}',
+    b'{"images": 20, "loss": 0.5}',
+    b'{"images": 1e400, "loss": 0.5, "images_per_second": 3.0, "seconds": 2.0}',
+    b"[" * 100_000,
+]
+
+
+@pytest.mark.parametrize("number", range(len(BAD)))
+def test_a_bad_line_is_skipped_and_counted(number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path, good = tmp_path / "log.jsonl", json.dumps(LINE).encode()
+    path.write_bytes(b"\n".join([good, BAD[number], good, b""]))
+    assert read_log(path) == [LINE, LINE]
+    assert capsys.readouterr().out == f"{path}: 1 line skipped that cannot be read.\n"
+    cut_log(path, 30)
+    assert lines(path) == [LINE, LINE]
+    cut_log(path, 10)
+    assert path.read_bytes() == b""
+
+
+def test_a_line_that_is_being_written_is_no_bad_one(tmp_path: Path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(json.dumps(LINE).encode() + b'\n{"ima')
+    assert lines_of_log(path) == ([LINE], 0, True)
+
+
+def test_a_log_that_lost_all_its_lines_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "log.jsonl").write_bytes(b"")
+    assert read_log(tmp_path / "log.jsonl") == []
+    assert "log.jsonl: holds no line." in capsys.readouterr().out
+
+
+def test_other_logs_hold_other_lines(tmp_path: Path):
+    whole = {"images": 1, "set": "held_out", "weights": "average", "t": [0.5], "losses": [1.0]}
+    for name, good, bad in (
+        ("validation.jsonl", whole, whole | {"losses": [1.0, 2.0]}),
+        ("scores.jsonl", {"images": 1, "KID": 0.1}, {"images": 1, "KID": "low"}),
+    ):
+        (tmp_path / name).write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n", encoding="utf-8")
+        assert read_log(tmp_path / name) == [good]

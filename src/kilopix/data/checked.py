@@ -20,10 +20,13 @@ from PIL import Image
 from kilopix.data.image_arrays import array_image
 from kilopix.data.sources import BrokenImage, decode, read_bytes
 from kilopix.progress import Progress
+from kilopix.runtime import read_json, sha256_of_file, write_json
 from kilopix.types import UserError
 
 Size = tuple[int, int]
 Cuts = Callable[[Size], Sequence[tuple[int, int, int, int]]]
+HASHES = "hashes.json"
+"""Beside images that kilopix made: their SHA-256."""
 _SHOWN = 5
 _ORIENTATION = 0x0112  # the Exif tag
 
@@ -81,10 +84,41 @@ def check_pictures(
             if one.size != wanted
         ]
         _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels{other_size}")
+    made = _hashes(root)
+    now = zip(files, (one.sha256 for one in looked), strict=True)
+    refuse_changed(root, [file for file, digest in now if made.get(file, digest) != digest])
     if not allow_doubled:
         _refuse_doubled(root, files, looked)
     sizes = frozenset(one.size for one in looked)
     return Checked(wanted, tuple(one.sha256 for one in looked), sizes)
+
+
+def write_hashes(root: Path, files: Sequence[str]) -> None:
+    """Keep the SHA-256 of images that were made, so that one which is replaced is not scored unsaid."""
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
+        hashes = list(pool.map(sha256_of_file, [root / file for file in files]))
+    write_json(root / HASHES, {"files": dict(zip(files, hashes, strict=True))})
+
+
+def changed_images(root: Path) -> list[str]:
+    """The images below a folder that are others than those whose hashes lie beside them."""
+    made = _hashes(root)
+    return [n for n, digest in made.items() if (root / n).is_file() and sha256_of_file(root / n) != digest]
+
+
+def _hashes(root: Path) -> dict[str, str]:
+    if not (root / HASHES).is_file():
+        return {}
+    values = read_json(root / HASHES)
+    made = values.get("files") if isinstance(values, dict) else None
+    if not isinstance(made, dict):
+        raise UserError(f"{root / HASHES}: not hashes of images; delete it, or make the images again.")
+    return made
+
+
+def refuse_changed(root: Path, changed: Sequence[str]) -> None:
+    """Refuse images that are others than those that were made."""
+    _refuse(root, changed, f"are not the images that were made (delete {HASHES} if that is meant)", "used")
 
 
 @dataclass(frozen=True)
@@ -142,10 +176,10 @@ def _refuse_doubled(root: Path, files: Sequence[str], looked: Sequence[_Seen]) -
     )
 
 
-def _refuse(root: Path, names: Sequence[str], what: str) -> None:
+def _refuse(root: Path, names: Sequence[str], what: str, done: str = "scored") -> None:
     if names:
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise UserError(
             f"{root}: {len(names)} of the pictures {what}: {', '.join(names[:_SHOWN])}{more}. "
-            "Nothing was scored."
+            f"Nothing was {done}."
         )

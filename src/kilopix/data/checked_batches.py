@@ -128,5 +128,5 @@ def check_hashes(folder: Path, files: dict[str, str], quiet: bool = False) -> No
     if damaged:
         raise UserError(
             f"{folder}: damaged: {', '.join(damaged)} (SHA-256 is not that of index.json). Encode again "
-            "into a new folder, or bring the files back from a copy; nothing was trained on them."
+            "into a new folder, or bring the files back from a copy; nothing was made of them."
         )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from kilopix.artefacts.digests import Damaged
 from kilopix.data.engines import run_local
 from kilopix.data.parts import Parts, missing_parts, network_threads, threads_here
 from kilopix.jobs import OPTION, check_same_job
@@ -38,7 +39,12 @@ class LineParts(Parts):
     def lines(self) -> Iterator[Line]:
         """The lines of all parts, in order."""
         for i in range(self.count):
-            yield from read_lines(self.path(i))
+            yield from read_lines(self.path(i), sealed=True)
+
+    def check(self, path: Path) -> None:
+        """Raise `Damaged` if a part is not what was written."""
+        for _ in lines_or_faults(path, sealed=True):
+            pass
 
 
 def finished_lines(
@@ -51,7 +57,11 @@ def finished_lines(
     """
     if not path.exists():
         return None
-    first, *others = list(lines_or_faults(path)) or [""]
+    try:
+        first, *others = list(lines_or_faults(path, sealed=True)) or [""]
+    except Damaged:
+        say(f"{path}: was complete, but is cut short or damaged; its lines are made anew.")
+        return None
     if isinstance(first, str) or "job" not in first:
         raise UserError(f"{path}: its first line does not say how it was made; choose another place.")
     if not check_same_job(first["job"], job, path, overwrite, instead):

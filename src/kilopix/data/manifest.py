@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
+from kilopix.artefacts.digests import check_table, seal_table
 from kilopix.config import Config, parse
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest_table import to_columns
@@ -144,6 +145,7 @@ def write_manifest(path: Path, root: Path, rows: list[Row], job: dict[str, Any])
     table = table.replace_schema_metadata({**metadata, _OF_PANDAS: json.dumps(metadata)})
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
+        seal_table(temporary)
     return failed
 
 
@@ -163,6 +165,7 @@ def read_manifest(path: Path) -> Manifest:
     if not path.is_file():
         raise UserError(f"{path}: no such manifest file; `kilopix caption` and `kilopix augment` write one.")
     try:
+        check_table(path)
         rows = pq.read_metadata(path).num_rows
         if rows > _ROWS_PER_BYTE * path.stat().st_size:
             raise UserError(f"{path}: says that it has {rows:,} rows, more than a file of its size can hold.")

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from kilopix.artefacts.digests import check_table
 from kilopix.config import Config
 from kilopix.data.parts import Parts, read_table
-from kilopix.runtime import atomic_path, read_tensors, sha256_of_file, write_tensors
+from kilopix.runtime import read_tensors, sha256_of_file, write_tensors
 from kilopix.types import LatentMoments, LatentStatistics, TextStates, UserError
 
 if TYPE_CHECKING:
@@ -128,8 +129,14 @@ class Gathered:
 
 def gather(paths: Sequence[Path], folder: Path) -> Gathered:
     """Hash the parts, put what they say together, and write the empty text that the first one holds."""
+    from safetensors.torch import load
+
     facts: list[PartFacts] = []
     rows: dict[str, int] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(
+            pool.map(lambda path: check_table(path, required=True), paths)
+        )  # before its hash is taken for what it should be
     for path in paths:
         table = read_table(path)
         metadata = table.schema.metadata
@@ -138,8 +145,7 @@ def gather(paths: Sequence[Path], folder: Path) -> Gathered:
         kind = path.name.split("-")[0]
         rows[kind] = rows.get(kind, 0) + len(table)
         if _EMPTY_KEY in metadata:
-            with atomic_path(folder / EMPTY_TEXT) as temporary:
-                temporary.write_bytes(metadata[_EMPTY_KEY])
+            write_tensors(folder / EMPTY_TEXT, load(metadata[_EMPTY_KEY]))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         hashes = list(pool.map(sha256_of_file, paths))
     plain = [f.sums for f, path in zip(facts, paths, strict=True) if path.name.startswith("plain")]

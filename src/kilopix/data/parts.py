@@ -7,15 +7,17 @@ same command goes on after any interruption; whose the folder is, `kilopix.jobs`
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kilopix.artefacts.digests import Damaged, check_table, seal_table
 from kilopix.artefacts.locks import delete_temporary
 from kilopix.data.engines import Engine, run_local, run_ray
 from kilopix.progress import Progress
-from kilopix.runtime import atomic_path, is_whole
+from kilopix.runtime import atomic_path, is_whole, say
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -40,8 +42,25 @@ class Parts:
         return self.folder / f"part-{part:05d}.{self.ending}"
 
     def missing(self) -> list[int]:
-        """The parts still to be made: those that are not there, or were cut short."""
-        return [i for i in range(self.count) if not is_whole(self.path(i))]
+        """The parts still to be made: those that are not there, were cut short or damaged, which is said."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            whole = list(pool.map(self._is_whole, range(self.count)))
+        return [i for i, one in enumerate(whole) if not one]
+
+    def _is_whole(self, part: int) -> bool:
+        path = self.path(part)
+        if not is_whole(path):
+            return False
+        try:
+            self.check(path)
+        except Damaged:
+            say(f"{path}: damaged, and made anew.")
+            return False
+        return True
+
+    def check(self, path: Path) -> None:
+        """Raise `Damaged` if a part is not what was written."""
+        check_table(path, required=True)
 
     def tables(self) -> "Iterator[pa.Table]":
         """All parts in order."""
@@ -145,16 +164,24 @@ def write_table(path: Path, table: "pa.Table") -> None:
     """Write an Arrow table whole to one IPC file, which can be memory-mapped."""
     import pyarrow as pa
 
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), table.schema) as writer:
-        writer.write_table(table)
+    with atomic_path(path) as temporary:
+        with pa.ipc.new_file(str(temporary), table.schema) as writer:
+            writer.write_table(table)
+        seal_table(temporary)
 
 
-def read_table(path: Path) -> "pa.Table":
-    """Memory-map an Arrow IPC file; a damaged one is a `UserError` that names it."""
+def read_table(path: Path, check: bool = True) -> "pa.Table":
+    """Memory-map an Arrow IPC file; a damaged one is a `UserError` that names it.
+
+    Without `check` what lies between its ends is believed, for shards that are hashed as training starts.
+    """
     import pyarrow as pa
 
     try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        if check:
+            check_table(path, required=True)
+        return table
     except (pa.ArrowException, OSError) as error:
         raise UserError(
             f"{path}: not a whole Arrow file ({error}); delete it and run the command again."
@@ -165,7 +192,7 @@ def open_table(path: Path) -> "pa.RecordBatch":
     """Memory-map an Arrow file that was written whole, as its one batch; nothing is copied."""
     import pyarrow as pa
 
-    table = read_table(path)
+    table = read_table(path, check=False)
     batches = table.to_batches() or [pa.RecordBatch.from_pylist([], table.schema)]
     if len(batches) != 1:
         raise UserError(f"{path}: written in several batches, so not by kilopix.")

@@ -26,7 +26,7 @@ from kilopix.data.pixels import WHOLE, Box
 from kilopix.data.reused import image_key, text_key
 from kilopix.data.text_storage import StoredText, TextStorage, pack, token_bytes, view
 from kilopix.data.trained_on import Origin
-from kilopix.runtime import no_folder, not_below, read_json, write_json
+from kilopix.runtime import no_folder, not_below, read_json, sha256_of_file, write_json
 from kilopix.types import LatentMoments, LatentStatistics, UserError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def read_index(folder: Path) -> ShardIndex:
     if not (folder / INDEX).exists():
         raise UserError(f"{folder}: no {INDEX} in it, so no finished shards; run `kilopix encode` (again).")
     values = read_json(folder / INDEX)
-    if values.get("format") != FORMAT:
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{folder / INDEX}: not written by this version of kilopix.")
     return parse(ShardIndex, values, str(folder / INDEX))
 
@@ -162,19 +162,38 @@ class Shards:
             raise UserError(
                 f"{folder / missing[0]}: missing; the same `kilopix encode` again makes it, alone."
             )
+        for name, digest in self.index.files.items():
+            if not name.endswith(".arrow") and sha256_of_file(folder / name) != digest:
+                raise UserError(
+                    f"{folder / name}: damaged; its SHA-256 is not the one in {INDEX}. Bring it back from "
+                    "a copy; or the same `kilopix encode` again makes it anew."
+                )
         self._files = {kind: self._open(kind) for kind in ("plain", "augmented")}
         self._starts = {
             kind: np.cumsum([0, *(len(file) for file in files)]) for kind, files in self._files.items()
         }
+        for kind, count in (("plain", self.index.plain), ("augmented", self.index.augmented)):
+            if (held := int(self._starts[kind][-1])) != count:
+                raise UserError(
+                    f"{folder}: {INDEX} says {count} {kind} images, but {kind}-*.arrow hold {held}; "
+                    "`kilopix verify` says which are damaged."
+                )
         self._versions = Versions.of(self.column("plain", "path"), self.column("augmented", "base"))
         self.empty_text = load_text(folder / EMPTY_TEXT, self.index.text_width)
 
     def _open(self, kind: str) -> "list[ShardFile]":
-        names = sorted(n for n in self.index.files if n.startswith(f"{kind}-") and n.endswith(".arrow"))
-        files = [ShardFile(open_table(self.folder / n), self.index, self.folder / n) for n in names]
-        if sum(map(len, files)) != (rows := getattr(self.index, kind)):
-            raise UserError(f"{self.folder / INDEX}: says {rows:,} {kind} rows, and its files hold others.")
-        return files
+        return [
+            ShardFile(open_table(self.folder / n), self.index, self.folder / n) for n in self._names(kind)
+        ]
+
+    def _names(self, kind: str) -> list[str]:
+        return sorted(n for n in self.index.files if n.startswith(f"{kind}-") and n.endswith(".arrow"))
+
+    def files_of(self, rows: Sequence[int], kind: str = "plain") -> dict[str, str]:
+        """The files that hold these rows of a kind, with the hashes of the index."""
+        names = self._names(kind)
+        held = sorted({self._place(kind, row)[0] for row in rows})
+        return {names[number]: self.index.files[names[number]] for number in held}
 
     def column(self, kind: str, name: str) -> "pa.ChunkedArray":
         """A column of texts (path, caption, class_name, base, kind) of all plain or augmented rows."""

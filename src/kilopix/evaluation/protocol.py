@@ -11,7 +11,7 @@ from pydantic import Field, FiniteFloat, model_validator
 
 from kilopix.config import Config, parse
 from kilopix.jobs import OPTION, check_same_job
-from kilopix.runtime import read_json, write_json
+from kilopix.runtime import Line, read_json, read_lines, sha256_of_file, write_json
 from kilopix.types import UserError
 
 # What was measured and what came out; all other fields say how.
@@ -25,10 +25,13 @@ _NOT_PROTOCOL = frozenset(
         "left_out",
         "versions",
         "evaluators",
+        "files",
     }
 )
 _EVALUATOR_FIELDS = frozenset({"evaluator", "evaluator_sha256"})
 CARD = "card.json"
+JUDGED, OBSERVATIONS, RESULTS = "judged.jsonl", "observations.jsonl", "results.jsonl"
+"""Beside a card, the scores of single pictures."""
 _SHA256 = "^[0-9a-f]{64}$"
 
 Setting = str | bool | int | FiniteFloat
@@ -107,11 +110,28 @@ class Card(Config):
     versions: dict[str, str] = Field(default_factory=dict)
     left_out: tuple[LeftOut, ...] = ()
     scores: tuple[Score, ...] = ()
+    files: dict[str, str] = Field(default_factory=dict)
 
 
 def write_card(path: Path, card: Card) -> None:
-    """Write a card as JSON, its keys in the order of the fields."""
-    write_json(path, card.model_dump(mode="json"))
+    """Write a card as JSON, its keys in the order of the fields, with the SHA-256 of what lies beside it."""
+    beside = [path.with_name(name) for name in (JUDGED, OBSERVATIONS, RESULTS)]
+    files = {file.name: sha256_of_file(file) for file in beside if file.is_file()}
+    write_json(path, {**card.model_dump(mode="json"), "files": files})
+
+
+def lines_beside(card: Path, name: str) -> list[Line]:
+    """The lines of the single images that a card sums up; raises `UserError` if they are others than then."""
+    path = card.with_name(name)
+    if name in changed_beside(card, read_card(card)):
+        raise UserError(f"{path}: damaged, or not what {card.name} was made from; score the images again.")
+    return read_lines(path)
+
+
+def changed_beside(path: Path, card: Card) -> list[str]:
+    """The files that a card names which are not what they were."""
+    beside = {name: path.with_name(name) for name in card.files}
+    return [n for n, file in beside.items() if not file.is_file() or sha256_of_file(file) != card.files[n]]
 
 
 def card_of(path: Path) -> Path:
@@ -130,7 +150,7 @@ def check_card(path: Path, card: Card, overwrite: bool = False) -> None:
     if overwrite or not path.exists():
         return
     before = read_card(path)
-    apart = {"settings", "scores", "left_out", "versions", "kilopix_version", "evaluators"}
+    apart = {"files", "settings", "scores", "left_out", "versions", "kilopix_version", "evaluators"}
     then, now = (one.model_dump(mode="json", exclude=apart | _EVALUATOR_FIELDS) for one in (before, card))
     for key in sorted(before.settings.keys() & card.settings):  # new scores have new settings
         then[key], now[key] = before.settings[key], card.settings[key]

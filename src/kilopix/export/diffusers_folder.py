@@ -63,6 +63,7 @@ def write_pipeline(generator: Generator, out: Path) -> None:
     write_json(
         out / "scheduler" / "scheduler_config.json",
         {"_class_name": "KilopixScheduler", **version, **scheduler},
+        seal=False,
     )
     _copy_code("pipeline", out)
     guidance, sampling = recipe.sampling.guidance, recipe.sampling
@@ -85,6 +86,7 @@ def write_pipeline(generator: Generator, out: Path) -> None:
             "guidance_stop": guidance.stop,
             "negative_prompt": sampling.negative_prompt,
         },
+        seal=False,
     )
 
 
@@ -152,7 +154,7 @@ def _write_autoencoder(
 def _write_part(folder: Path, code: str, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """A component with code of its own: the code, its config, its weights."""
     _copy_code(code, folder)
-    write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config, seal=False)
     whole = {name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}
     write_tensors(folder / _WEIGHTS, whole, {"format": "pt"})
 

@@ -8,19 +8,20 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kilopix.runtime import sha256_of_file
+from kilopix.artefacts.digests import check_shipped
+from kilopix.runtime import read_tensors, sha256_of_file
 from kilopix.types import Detection, UserError
 
 SIDE = 64  # pixels of the pictures that the network sees
 GRID = 16  # cells of its answer along a side
 _WEIGHTS = "judge.safetensors"
+_SHA256 = "34f03314b7143ca58fc64eb347b616f8aecc0daeea26a9ca0aa78984e54f5796"
 _SAME_PLACE = 0.4  # intersection over union from which two boxes are the same object
 
 
@@ -174,18 +175,16 @@ def load_judge(device: str = "cpu", path: Path | None = None) -> Judge:
     if path is not None:
         return _load(path, device)
     with resources.as_file(resources.files("kilopix.pretrained") / "assets" / _WEIGHTS) as shipped:
+        if shipped.is_file():
+            check_shipped(shipped, _SHA256)
         return _load(shipped, device)
 
 
 def _load(path: Path, device: str) -> Judge:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise UserError(f"{path}: the judge's weights are missing; reinstall kilopix.")
+    weights, metadata = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            metadata: dict[str, Any] = file.metadata() or {}
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         header = JudgeHeader(
             tuple(json.loads(metadata["names"])),
             tuple(json.loads(metadata["colors"])),
@@ -194,6 +193,6 @@ def _load(path: Path, device: str) -> Judge:
         )
         net = JudgeNet(len(header.names), len(header.colors))
         net.load_state_dict({key: w.float() if w.is_floating_point() else w for key, w in weights.items()})
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not the weights of a judge ({error}).") from None
     return Judge(net.to(memory_format=torch.channels_last), header, sha256_of_file(path), device)  # pyright: ignore[reportCallIssue]

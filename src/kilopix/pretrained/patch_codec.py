@@ -175,10 +175,10 @@ class PatchCodec:
         """Read what `save` wrote; raises `UserError` for a missing file or another kind of file."""
         if not path.is_file():
             raise UserError(f"{path}: no such file; a patch codec is fitted by `kilopix encode`.")
+        tensors, header = read_tensors(path)
         try:
-            tensors, header = read_tensors(path)
             config = PatchCodecConfig.model_validate(json.loads(header[_HEADER_KEY]))
-        except (UserError, KeyError, ValueError, RecursionError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: is not a patch codec's file ({str(error).splitlines()[0]}).") from None
         return PatchCodec.from_tensors(config, tensors, path)
 

@@ -13,13 +13,13 @@ from typing import Any
 from kilopix.artefacts.locks import owns
 from kilopix.english import counted
 from kilopix.evaluation.comparison import Entry, Row, Unlike, differs, rows, unlike
-from kilopix.evaluation.protocol import Score, card_of, read_card
+from kilopix.evaluation.protocol import JUDGED, OBSERVATIONS, RESULTS, Score, card_of, lines_beside, read_card
 from kilopix.evaluation.published import Published, read_published
 from kilopix.evaluation.statistics import Interval, Observations, bootstrap, observe
 from kilopix.jobs import check_report, write_report
 from kilopix.plain_text import in_markdown, on_page
 from kilopix.progress import working
-from kilopix.runtime import read_lines, say
+from kilopix.runtime import say
 from kilopix.scores_shown import protocol_told
 from kilopix.types import UserError
 
@@ -89,7 +89,7 @@ def _read_entry(path: Path, label: str) -> Entry:
     card_path = card_of(path)
     card = read_card(card_path)
     values = {score.name: score.value for score in card.scores}
-    observations = {n: o for n, o in _observations(card_path.parent).items() if n in values}
+    observations = {n: o for n, o in _observations(card_path).items() if n in values}
     for name, one in observations.items():
         mean = bootstrap(one, resamples=1).value
         if abs(mean - values[name]) > 1e-4 * max(1.0, abs(mean)):
@@ -100,17 +100,15 @@ def _read_entry(path: Path, label: str) -> Entry:
     return Entry(label, card, observations)
 
 
-def _observations(folder: Path) -> dict[str, Observations]:
+def _observations(card: Path) -> dict[str, Observations]:
     """The scores of single pictures, as the evaluators keep them beside their cards."""
-    if (folder / "observations.jsonl").is_file():
-        return _from_observations(read_lines(folder / "observations.jsonl"))
-    if (folder / "judged.jsonl").is_file():
-        spaced = [
-            {**line, "tag": line["tag"].replace("_", " ")} for line in read_lines(folder / "judged.jsonl")
-        ]
+    if card.with_name(OBSERVATIONS).is_file():
+        return _from_observations(lines_beside(card, OBSERVATIONS))
+    if card.with_name(JUDGED).is_file():
+        spaced = [{**line, "tag": line["tag"].replace("_", " ")} for line in lines_beside(card, JUDGED)]
         return _by_task(spaced, "mean of six tasks", "")
-    if (folder / "results.jsonl").is_file():
-        lines = read_lines(folder / "results.jsonl")
+    if card.with_name(RESULTS).is_file():
+        lines = lines_beside(card, RESULTS)
         if lines and "item" in lines[0]:
             scores = [100 * line["score"] for line in lines]
             return {"DPG-Bench": observe(scores, [line["item"] for line in lines], most=100.0)}

@@ -28,7 +28,7 @@ from kilopix.evaluation.dpg import (
 from kilopix.evaluation.dpg_folder import Layout, Picture, crop_box, find_pictures
 from kilopix.evaluation.dpg_questions import Asked, published_fails, read_questions, without_lost
 from kilopix.evaluation.made import Made, read_made
-from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, check_card, write_card
+from kilopix.evaluation.protocol import CARD, RESULTS, Card, Evaluator, LeftOut, Score, check_card, write_card
 from kilopix.evaluation.statistics import interval, observe
 from kilopix.features import versions
 from kilopix.jobs import OPTION, PARTS, Folder, check_only, open_job
@@ -36,7 +36,7 @@ from kilopix.pretrained.vqa import VqaConfig, load_vqa
 from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_file, sha256_of_text, write_lines
 from kilopix.types import UserError
 
-ANSWERS, RESULTS, CARD, WORK = "answers.jsonl", "results.jsonl", "card.json", ".parts"
+ANSWERS, WORK = "answers.jsonl", ".parts"
 FOLDER = Folder((ANSWERS, RESULTS, CARD), (f"{WORK}/*",), instead=OPTION)
 NOT_STATED = "not stated"
 PUBLISHED = "DPG-Bench as published"
@@ -90,7 +90,7 @@ def run(
         scores.append(_vqa_score(lines))
     card = _card(made, questions, every.items, pictures, checked, header, layout, scores, left_out)
     check_card(out / CARD, card, overwrite)
-    write_lines(out / RESULTS, _results(scored, answered))
+    write_lines(out / RESULTS, _results(scored, answered), seal=False)
     write_card(out / CARD, card)
     for score in card.scores:
         ends = "" if score.low is None else f"{score.low:.2f} to {score.high:.2f}, "

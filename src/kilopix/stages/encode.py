@@ -91,6 +91,7 @@ def run(
     if online and augmented is not None:
         raise UserError("--online makes the augmented pictures; leave out --augmented, or --online.")
     plain = read_manifest(manifest)
+    other = read_manifest(augmented) if augmented else None
     job = {
         "stage": "encode",
         "text": recipe.text.model_dump(mode="json"),
@@ -128,7 +129,9 @@ def run(
             "rows that are new or changed are encoded, but runs that were begun on these shards cannot be "
             "resumed on changed ones: finish them first, or choose another folder."
         )
-    pictures = _pictures(plain, manifest, augmented, online, recipe, out, None if before else job, overwrite)
+    pictures = _pictures(
+        plain, manifest, augmented, other, online, recipe, out, None if before else job, overwrite
+    )
     parts = ShardParts.of({kind: len(p) for kind, p in pictures.items()}, out, rows_per_part)
     make = EncodePart(pictures, parts, recipe, out, device, stored)
     if before:
@@ -162,6 +165,7 @@ def _pictures(
     plain: Manifest,
     path: Path,
     augmented: Path | None,
+    other: Manifest | None,
     online: bool,
     recipe: Recipe,
     out: Path,
@@ -170,7 +174,6 @@ def _pictures(
 ) -> dict[str, Pictures]:
     """What is to be encoded, by kind; the folder is opened for a new job when all is checked."""
     size, augment = recipe.data.image_size, recipe.data.augment
-    other = read_manifest(augmented) if augmented is not None else None
     known = {row.path for row in plain.rows}
     if other is not None and not any(row.base in known for row in other.rows):
         raise UserError(f"{augmented}: none of its pictures is made from one of the plain manifest.")

@@ -6,7 +6,6 @@ In: a run, and the manifest of held-out pictures with captions. Out: a folder wi
 judged, what was found in each, and `card.json`: every score with its interval and its protocol.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -27,7 +26,16 @@ from kilopix.evaluation.fidelity import kernel_distance_interval
 from kilopix.evaluation.geneval import GenevalOptions, Prompt, prompts_to_text
 from kilopix.evaluation.geneval_prompts import world_prompts
 from kilopix.evaluation.placed import placed
-from kilopix.evaluation.protocol import Card, LeftOut, Score, read_card, write_card
+from kilopix.evaluation.protocol import (
+    CARD,
+    JUDGED,
+    Card,
+    LeftOut,
+    Score,
+    changed_beside,
+    read_card,
+    write_card,
+)
 from kilopix.evaluation.statistics import interval
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.features import versions
@@ -38,18 +46,16 @@ from kilopix.pretrained.vision import load_efficientnet_lite0
 from kilopix.progress import Progress, working
 from kilopix.recipe import Recipe
 from kilopix.runtime import (
-    atomic_path,
     is_whole,
     name_some,
     report_left_out,
     say,
     sha256_of_file,
     sha256_of_text,
+    write_lines,
 )
 from kilopix.types import Detection, UserError
 
-CARD = "card.json"
-JUDGED = "judged.jsonl"
 FAILURES = "failures.jsonl"
 FOLDER = Folder(("tasks/*", "fidelity/*", JUDGED, CARD), (FAILURES,), instead=OPTION)
 FEWEST_HELD_OUT = 8
@@ -113,12 +119,13 @@ def run(
     fidelity_jobs = _jobs(out / "fidelity", [row.caption for row in rows], seed + len(judged_jobs))
     if (out / CARD).exists():
         files = [job.file for job in judged_jobs + fidelity_jobs] + ([out / JUDGED] if judge else [])
+        card = read_card(out / CARD)
         lost = [file.relative_to(out) for file in files if not is_whole(file)]
+        lost += [Path(name) for name in changed_beside(out / CARD, card) if Path(name) not in lost]
         if not lost:
-            card = read_card(out / CARD)
             say(f"{out / CARD}: already complete.")
             return card
-        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+        say(f"{out}: was complete, but these are missing or damaged, and made anew: {name_some(lost)}.")
     real, left_out = _read_real(reference.root, rows, recipe.data.image_size)
     report_left_out(left_out, out / FAILURES)
     _make_pictures(generator, judged_jobs + fidelity_jobs, sampling, recipe.evaluation.batch_size)
@@ -286,5 +293,4 @@ def _write_judged(path: Path, jobs: list[Job], results: Results, detections: lis
             jobs, results.prompts, results.verdicts, detections, strict=True
         )
     ]
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines(path, lines, seal=False)

@@ -21,7 +21,7 @@ from kilopix.generator import Generator
 from kilopix.jobs import Folder, state_of
 from kilopix.model_files import CONFIG, WEIGHTS
 from kilopix.progress import Progress
-from kilopix.runtime import read_json, say, sha256_of_text, write_json
+from kilopix.runtime import name_some, read_json, say, sha256_of_file, sha256_of_text, write_json
 from kilopix.types import UserError
 
 Format = Literal["hub", "diffusers"]
@@ -86,10 +86,15 @@ def run(
         "prompts": list(prompts),
         "seed": seed,
     }
-    state = state_of(out, FOLDER, job, overwrite, lambda record: {**read_json(record), "files": []})
-    if state == "same" and all((out / name).is_file() for name in read_json(out / FOLDER.record)["files"]):
-        say(f"{out}: already complete, {_how_to_load(kind, out)}")
-        return
+    state = state_of(out, FOLDER, job, overwrite, lambda record: {**read_json(record), "files": {}})
+    if state == "same":
+        files: dict[str, str] = read_json(out / FOLDER.record)["files"]
+        changed = [n for n, h in files.items() if not (out / n).is_file() or sha256_of_file(out / n) != h]
+        lost = [name for name in changed if name != CARD or not (out / CARD).is_file()]
+        if not lost:
+            say(f"{out}: already complete, {_how_to_load(kind, out)}")
+            return
+        say(f"{out}: was complete, but these are missing or changed, and made anew: {name_some(lost)}.")
     temporary = temporary_beside(out)
     try:
         temporary.mkdir(parents=True)
@@ -97,14 +102,16 @@ def run(
             write_pipeline(generator, temporary)
         else:
             write_weights(generator, temporary / WEIGHTS)
-            write_json(temporary / CONFIG, {"made_by": MADE_BY, **header_of(generator)})
+            write_json(temporary / CONFIG, {"made_by": MADE_BY, **header_of(generator)}, seal=False)
         samples = [Sample(f"{SAMPLES}/{i:02d}.png", text, seed) for i, text in enumerate(prompts)]
         wanted = [(temporary / s.file, s.prompt, s.seed) for s in samples]
         with Progress("sample for the card", len(wanted)) as shown:
             generator.write(wanted, sampling, 32, shown)
         text = model_card(generator, about, cards, samples, kind == "diffusers")
-        (temporary / CARD).write_text(text, encoding="utf-8")
-        files = sorted(str(file.relative_to(temporary)) for file in temporary.rglob("*") if file.is_file())
+        own = state == "same" and (out / CARD).is_file()  # which may hold words of the user
+        (temporary / CARD).write_bytes((out / CARD).read_bytes() if own else text.encode())
+        made = sorted(file for file in temporary.rglob("*") if file.is_file())
+        files = {file.relative_to(temporary).as_posix(): sha256_of_file(file) for file in made}
         write_json(temporary / FOLDER.record, {**job, "files": files})
         shutil.rmtree(out, ignore_errors=True)
         os.replace(temporary, out)

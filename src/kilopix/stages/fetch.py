@@ -149,5 +149,10 @@ def _write(path: Path, table: "pa.Table") -> None:
     with atomic_path(path) as temporary:
         # Not compressed: pictures are already, and undoing it takes as long as decoding a small one.
         pq.write_table(
-            table, temporary, row_group_size=ROWS_PER_GROUP, compression="none", use_dictionary=False
+            table,
+            temporary,
+            row_group_size=ROWS_PER_GROUP,
+            compression="none",
+            use_dictionary=False,
+            write_page_checksum=True,
         )

@@ -22,7 +22,17 @@ from kilopix.data.picture_sets import ARRAYS, SAMPLES, PictureSet
 from kilopix.english import counted
 from kilopix.evaluation.fidelity import frechet_distance
 from kilopix.evaluation.made import MADE, Made, made_by_sampling, read_made
-from kilopix.evaluation.protocol import Card, Evaluator, LeftOut, Score, Setting, check_card, write_card
+from kilopix.evaluation.protocol import (
+    CARD,
+    OBSERVATIONS,
+    Card,
+    Evaluator,
+    LeftOut,
+    Score,
+    Setting,
+    check_card,
+    write_card,
+)
 from kilopix.evaluation.reference_statistics import ORIGIN
 from kilopix.evaluation.statistics import bootstrap, observe
 from kilopix.evaluation.streaming import comparisons, kernel_distance_subsets, neighbours, subset_size
@@ -41,7 +51,6 @@ from kilopix.runtime import (
 )
 from kilopix.types import UserError
 
-CARD, OBSERVATIONS = "card.json", "observations.jsonl"
 NETWORKS = ("inception", "dinov2", "clip", "efficientnet-lite0")
 DISTANCES = ("FID", "Frechet distance", "KID")
 OF_IMAGES = ("KID", "precision", "recall", "density", "coverage")
@@ -217,8 +226,11 @@ def _compare(work: Work, name: str) -> dict[str, float]:
 def _remember(path: Path, fingerprint: str, compute: Callable[[], Any]) -> Any:
     """What these weights gave before in this folder, with the same packages, or give now."""
     key = {"weights": fingerprint, "versions": versions()}
-    if path.exists() and (stored := read_json(path))["key"] == key:
-        return stored["values"]
+    try:
+        if path.exists() and (stored := read_json(path, sealed=True))["key"] == key:
+            return stored["values"]
+    except UserError as error:
+        say(f"{error} It is made anew.")
     values = compute()
     write_json(path, {"key": key, "values": values})
     return values

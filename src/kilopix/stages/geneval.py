@@ -26,7 +26,7 @@ from kilopix.evaluation.geneval import COLORS, GenevalOptions, Prompt, keep_dete
 from kilopix.evaluation.geneval_folder import Asked, check_official, read_folder
 from kilopix.evaluation.geneval_prompts import OBJECTS
 from kilopix.evaluation.made import PLAIN, Made, read_made
-from kilopix.evaluation.protocol import Card, Evaluator, Score, check_card, write_card
+from kilopix.evaluation.protocol import CARD, RESULTS, Card, Evaluator, Score, check_card, write_card
 from kilopix.evaluation.statistics import interval, observe, wilson_interval
 from kilopix.evaluation.tasks import Results, observations, score_images
 from kilopix.features import versions
@@ -36,7 +36,7 @@ from kilopix.pretrained.detector import DetectorConfig, Found, load_detector
 from kilopix.runtime import Line, pick_device, remove_folder, say, sha256_of_text, write_lines
 from kilopix.types import Detection, UserError
 
-DETECTIONS, RESULTS, CARD, WORK = "detections.jsonl", "results.jsonl", "card.json", ".parts"
+DETECTIONS, WORK = "detections.jsonl", ".parts"
 FOLDER = Folder((DETECTIONS, RESULTS, CARD), (f"{WORK}/*",), instead=OPTION)
 PER_PART = 32
 BATCH = 8
@@ -85,7 +85,7 @@ def run(
     results = score_images(prompts, found, rules)
     card = _card(made, asked, checked, results, rules, job)
     check_card(out / CARD, card, overwrite)
-    write_lines(out / RESULTS, _official_lines(files, results, found, rules))
+    write_lines(out / RESULTS, _official_lines(files, results, found, rules), seal=False)
     write_card(out / CARD, card)
     overall = card.scores[0]
     for score in card.scores:

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from kilopix.config import Config, parse
+from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import Sample, Shards
 from kilopix.jobs import check_report, write_report
 from kilopix.plain_text import in_html
@@ -61,6 +62,8 @@ def run(shards_folder: Path, out: Path, count: int = 24, seed: int = 0, device: 
         )
     rng = random.Random(seed_from("inspect", seed))
     chosen = sorted(rng.sample(range(len(shards)), min(count, len(shards))))
+    versions = [j for i in chosen for j in shards.versions(i)[:1]]
+    check_hashes(shards_folder, shards.files_of(chosen) | shards.files_of(versions, "augmented"))
     write_report(out, _page(shards, autoencoder, chosen), "inspect")
     say(f"{out}: {len(chosen)} of {len(shards)} pictures.")
     return out

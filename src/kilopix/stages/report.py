@@ -12,30 +12,31 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from pydantic import ConfigDict, Field
 
 from kilopix.config import Config, parse
 from kilopix.curves import score_curves, training_curve, validation_curves
+from kilopix.data.checked import changed_images, refuse_changed
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
 from kilopix.data.trained_on import TrainedOn
 from kilopix.english import counted
 from kilopix.errors import UserError
+from kilopix.evaluation.protocol import JUDGED, card_of, lines_beside
 from kilopix.jobs import check_report, write_report
 from kilopix.model_files import SHIPPED, SHIPPED_MODEL, SHIPPED_TRAINING
 from kilopix.models.dit import DiTConfig
 from kilopix.plain_text import on_page
 from kilopix.prompt_files import file_name
 from kilopix.recipe import Recipe
-from kilopix.runtime import read_json, read_lines, say, sha256_of_file
+from kilopix.runtime import read_json, say, sha256_of_file
 from kilopix.scores_shown import read_scores
+from kilopix.training.logs import read_log
 from kilopix.weights_header import RunRecord
 
-JUDGED = "judged.jsonl"
 PER_TASK, PASTES = 6, 8
 SMALL = 192
 """Pixels of a side below which an image is shown larger than it is."""
@@ -140,11 +141,6 @@ def _template():
     return environment.from_string(text)
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log; a missing log is empty, a broken line is a `UserError`."""
-    return read_lines(path) if path.exists() else []
-
-
 def _settings(recipe: Recipe, trained_on: TrainedOn, seen: int) -> list[tuple[str, str]]:
     """The settings that a reader asks for first."""
     model, sampling, data, objective = recipe.model, recipe.sampling, recipe.data, recipe.objective
@@ -196,6 +192,7 @@ def _picture(manifest: Manifest, row: Row) -> Image.Image:
 def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
+    refuse_changed(folder, changed_images(folder))
     path = folder / "samples.json"
     for item in parse(_Samples, read_json(path), str(path)).images:
         picture = Figure.of(_open(folder / file_name(item.file, str(path), folder)), f"seed {item.seed}")
@@ -232,7 +229,7 @@ def _judged(folders: Sequence[Path]) -> dict[str, list[Figure]]:
     if judged is None:
         return {}
     where, tasks = str(judged / JUDGED), dict[str, list[_Line]]()
-    for values in read_lines(judged / JUDGED):
+    for values in lines_beside(card_of(judged), JUDGED):
         line = parse(_Line, values, where)
         tasks.setdefault(line.tag, []).append(line)
     return {

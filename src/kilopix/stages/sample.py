@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.artefacts.locks import owns
+from kilopix.data.checked import HASHES, changed_images, write_hashes
 from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
@@ -22,7 +23,7 @@ from kilopix.types import UserError
 
 LIST, GRID = "samples.json", "grid.png"
 BATCH = 32
-FOLDER = Folder(("[0-9]*.png", GRID), record=LIST, instead=OPTION)
+FOLDER = Folder(("[0-9]*.png", GRID), (HASHES,), record=LIST, instead=OPTION)
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,17 @@ def run(
     if state != "same":
         write_json(out / LIST, made)
     elif (out / GRID).exists():
+        for name in changed_images(out):
+            (out / name).unlink()
         lost = [file.name for file in (*files, out / GRID) if not is_whole(file)]
         if not lost:
             say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
             return files
-        say(f"{out}: was complete, but these are missing or cut short, and made anew: {name_some(lost)}.")
+        say(f"{out}: was complete, but these are missing or damaged, and made anew: {name_some(lost)}.")
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
+    write_hashes(out, [file.name for file in files])
     say(f"{out / GRID}: {counted(len(files), 'picture')}.")
     return files
 

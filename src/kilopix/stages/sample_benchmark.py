@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from kilopix.artefacts.locks import owns
+from kilopix.data.checked import HASHES, write_hashes
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
@@ -25,7 +26,7 @@ from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]
 BATCH = 32
-FOLDER = Folder(("*/[0-9]*.png",), ("*/metadata.jsonl",), record=MADE)
+FOLDER = Folder(("*/[0-9]*.png",), ("*/metadata.jsonl", HASHES), record=MADE)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def run(
     missing = [job for job in jobs if not is_whole(job[0])]
     with Progress("sample", len(jobs), len(jobs) - len(missing)) as shown:
         generator.write(missing, sampling, BATCH, shown)
+    write_hashes(out, [file.as_posix() for one in asked for file in one.files])
     say(f"{out}: {counted(len(jobs), 'picture')} of {counted(len(asked), 'prompt')}, {style}.")
     return out
 

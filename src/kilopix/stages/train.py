@@ -5,6 +5,7 @@ In: a recipe and shards. Out: a run folder:
     recipe.json        the resolved recipe          log.jsonl          loss, rate, images/s
     checkpoints/       from which it goes on        skipped.jsonl      batches left out, with their samples
     model.safetensors  the averaged weights at the end, with the recipe in the header
+    finished.json      the digest of those
     codec.safetensors  the patch codec, if one is used
 
 One process, or as many as `torchrun` started. Every random decision of a step is drawn from the seed and the
@@ -18,19 +19,22 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from kilopix.artefacts.digests import Damaged, check_tensors
 from kilopix.artefacts.locks import own_folder
 from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.data.trained_on import TrainedOn
-from kilopix.engine import CHECKPOINTS, go_on_from, start, train
+from kilopix.engine import go_on_from, start, train
 from kilopix.english import counted
 from kilopix.graft import beginning
 from kilopix.jobs import Folder, State, clear, state_of
+from kilopix.model_files import CHECKPOINTS, FINISHED, RECIPE, REPLACED, model_fault
+from kilopix.model_files import WEIGHTS as MODEL
 from kilopix.network import build_network, training_flops_per_image
 from kilopix.progress import working
 from kilopix.recipe import Recipe, check_shards
-from kilopix.runtime import atomic_path, is_whole, read_json, say, sha256_of_file, write_json
+from kilopix.runtime import atomic_path, read_json, say, sha256_of_file, sha256_of_text, write_json
 from kilopix.training.checkpoint import checkpoints, newest_checkpoint, save_weights
 from kilopix.training.logs import LOG, cut_log
 from kilopix.training.parallel import Processes, join_processes
@@ -54,9 +58,18 @@ HOW = {
     "track",
 }
 """Settings of `training` that say how a run is computed and watched, not what it learns."""
-MODEL, RECIPE = "model.safetensors", "recipe.json"
 FOLDER = Folder(
-    (MODEL, LOG, "average-*", "averages/*", "previews/*", "scores/*", "*.jsonl", f"{CHECKPOINTS}/*"),
+    (
+        MODEL,
+        FINISHED,
+        LOG,
+        "average-*",
+        "averages/*",
+        "previews/*",
+        "scores/*",
+        "*.jsonl",
+        f"{CHECKPOINTS}/*",
+    ),
     (CODEC, "processes/*", "tensorboard/*", "wandb*"),
     record=RECIPE,
 )
@@ -108,6 +121,7 @@ def _run(
         "latent_whitening": asdict(shards.whitening) if shards.whitening else None,
         "trained_on": TrainedOn.of(shards, recipe.data.captioner).model_dump(mode="json"),
     }
+    header["run"] = sha256_of_text(json.dumps(_job(header, out), sort_keys=True))
     found: State = processes.once(lambda: _state(out, header, overwrite))
     begun = found == "same" and processes.once(lambda: _has_weights(out))
     before = out / RECIPE if found == "same" else None
@@ -118,11 +132,23 @@ def _run(
         return True
     if recipe.training.verify_shards:
         _verify(shards, processes)
-    newest = processes.once(lambda: newest_checkpoint(out / CHECKPOINTS))
-    with working("prepare the network", quiet=not processes.main):
-        state = start(recipe, shards, out, header, processes, weights, newest)
-        if newest:
-            go_on_from(state, newest)
+    passed: list[Path] = []
+
+    def look() -> Path | None:
+        return newest_checkpoint(out / CHECKPOINTS, header["run"], passed)
+
+    while True:
+        newest = processes.once(look)
+        with working("prepare the network", quiet=not processes.main):
+            state = start(recipe, shards, out, header, processes, weights, newest)
+            try:
+                if newest:
+                    go_on_from(state, newest)
+                break
+            except Damaged as error:  # which all processes meet, since they read it together
+                passed += [newest] if newest else []
+                if processes.main:
+                    say(f"{error} Looking at the checkpoint before.")
     if newest and processes.main:
         say(f"{out}: going on from {counted(state.images_seen, 'image')}.")
     if processes.main:
@@ -131,6 +157,9 @@ def _run(
     if finished:
         ended = {**header, "images_seen": state.images_seen}
         save_weights(out / MODEL, state.average.network, ended, processes.main)
+        if processes.main:
+            record = {"model": check_tensors(out / MODEL), "images_seen": state.images_seen}
+            write_json(out / FINISHED, record)
     if processes.main:
         minutes = f"{state.seconds / 60:.1f} minutes"
         trained = f"{out / MODEL}: trained on {counted(state.images_seen, 'image')} in {minutes}."
@@ -178,8 +207,10 @@ def _open_run(shards_folder: Path, out: Path, header: dict[str, Any], state: Sta
     if codec.exists() and not (ours.exists() and sha256_of_file(ours) == sha256_of_file(codec)):
         with atomic_path(out / CODEC) as temporary:
             shutil.copyfile(shards_folder / CODEC, temporary)
-    if (out / MODEL).exists() and not is_whole(out / MODEL):
-        say(f"{out / MODEL}: is cut short, and made anew from the newest checkpoint.")
+    if (out / MODEL).exists() and (fault := model_fault(out)):
+        if fault == REPLACED:
+            raise UserError(f"{out / MODEL}: {fault}. Move it elsewhere; the same command makes it anew.")
+        say(f"{out / MODEL}: {fault}; made anew from the newest checkpoint.")
         (out / MODEL).unlink()
     return (out / MODEL).exists()
 

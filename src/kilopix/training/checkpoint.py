@@ -19,12 +19,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
+from kilopix.artefacts.digests import Damaged
 from kilopix.artefacts.locks import delete_temporary, temporary_beside
+from kilopix.config import Config, parse
 from kilopix.runtime import (
     read_json,
     read_tensors,
@@ -39,6 +42,8 @@ from kilopix.types import UserError
 
 AVERAGE, STATE = "average.safetensors", "state.json"
 FORMAT = 2
+_MOST = 10**12
+"""More images, and more of anything else, no run has; the names of checkpoints have twelve digits."""
 _FILE_BYTES = 2**29  # a file is held in memory while it is written
 
 
@@ -54,6 +59,29 @@ class Progress:
     micro_batch: int = 0
     processes: int = 1
     log: dict[str, float] = field(default_factory=dict)
+
+
+class State(Config):
+    """What `state.json` says: the progress, the files with their hashes, and whose checkpoint it is."""
+
+    model_config = ConfigDict(strict=True)
+
+    format: int
+    images_seen: int = Field(ge=0, le=_MOST)
+    seconds: float = Field(ge=0, le=_MOST)
+    moved: int = Field(ge=0, le=_MOST)
+    bad_in_a_row: int = Field(ge=0, le=_MOST)
+    went_back: int = Field(ge=0, le=_MOST)
+    micro_batch: int = Field(ge=0, le=_MOST)
+    processes: int = Field(ge=1, le=_MOST)
+    log: dict[str, float]
+    files: dict[Annotated[str, Field(pattern=r"^[\w-][\w.-]*$")], str]
+    run: str | None
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run was."""
+        return Progress(**self.model_dump(exclude={"format", "files", "run"}))
 
 
 @dataclass(frozen=True)
@@ -177,7 +205,8 @@ def save_checkpoint(
         with _told_to_all(final, processes):
             files = {name: digest for mine in processes.gather(hashes) for name, digest in mine.items()}
             if processes.main:
-                write_json(temporary / STATE, {"format": FORMAT, **asdict(progress), "files": files})
+                state = {"format": FORMAT, **asdict(progress), "files": files, "run": header.get("run")}
+                write_json(temporary / STATE, state)
                 shutil.rmtree(final, ignore_errors=True)
                 os.replace(temporary, final)
                 _sync_folder(folder)
@@ -282,22 +311,55 @@ def thinned(found: Sequence[Path], keep: int, keep_every: int | None = None) -> 
     return [checkpoint for checkpoint in found if checkpoint not in stays]
 
 
-def verifies(checkpoint: Path) -> bool:
-    """Whether every file of a checkpoint has the hash that its state names."""
+def read_state(checkpoint: Path, run: str | None = None) -> State:
+    """What `state.json` says; raises `Damaged` if it cannot be believed, or is of another run than `run`."""
+    place = checkpoint / STATE
     try:
-        files = read_json(checkpoint / STATE)["files"]
-    except (UserError, KeyError, TypeError):
-        return False
-    return all((checkpoint / n).is_file() and sha256_of_file(checkpoint / n) == h for n, h in files.items())
+        values = read_json(place, sealed=True)
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    if values.get("format") != FORMAT:
+        raise UserError(
+            f"{checkpoint}: written by an earlier version of kilopix; finish the run with that version, or "
+            "train anew. `kilopix sample` can use its weights."
+        )
+    try:
+        state = parse(State, values, str(place))
+    except UserError as error:
+        raise Damaged(str(error)) from None
+    if checkpoint.name.isdigit() and int(checkpoint.name) != state.images_seen:
+        raise Damaged(f"{place}: is of another checkpoint, of {state.images_seen:,} images")
+    if run and state.run and state.run != run:
+        raise Damaged(f"{place}: is of another run")
+    return state
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that verifies; damaged ones are named, and it is an error if no other is left."""
+def fault_of(checkpoint: Path, run: str | None = None) -> str | None:
+    """Why a checkpoint cannot be believed; None if its state and every file that that names are whole."""
+    try:
+        files = read_state(checkpoint, run).files
+    except Damaged as error:
+        return str(error).rstrip(".")
+    for name, digest in files.items():
+        if not (checkpoint / name).is_file():
+            return f"{checkpoint / name}: missing"
+        if sha256_of_file(checkpoint / name) != digest:
+            return f"{checkpoint / name}: damaged; its SHA-256 is not the one in {STATE}"
+    return None if AVERAGE in files else f"{checkpoint / STATE}: names no {AVERAGE}"
+
+
+def newest_checkpoint(folder: Path, run: str | None = None, passed: Sequence[Path] = ()) -> Path | None:
+    """The newest checkpoint that verifies; what is passed by is said, and it is an error if none is left.
+
+    `run` is the run that it must be of, `passed` those that could not be loaded.
+    """
     found = checkpoints(folder)
     for checkpoint in reversed(found):
-        if verifies(checkpoint):
+        if checkpoint in passed:
+            continue
+        if not (fault := fault_of(checkpoint, run)):
             return checkpoint
-        say(f"{checkpoint}: damaged; looking at the one before.")
+        say(f"{fault}. Looking at the checkpoint before.")
     if found:
         raise UserError(f"{folder}: every checkpoint in it is damaged; delete the run to begin again.")
     return None
@@ -306,22 +368,18 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def last_good_checkpoint(folder: Path) -> Path | None:
     """The newest that verifies and was not written between steps left out; newer ones are deleted."""
     for checkpoint in reversed(checkpoints(folder)):
-        if verifies(checkpoint) and read_progress(checkpoint).bad_in_a_row == 0:
+        fault = fault_of(checkpoint)
+        if not fault and read_progress(checkpoint).bad_in_a_row == 0:
             return checkpoint
+        if fault:
+            say(f"{fault}. The checkpoint is deleted, and the one before looked at.")
         shutil.rmtree(checkpoint)
     return None
 
 
 def read_progress(checkpoint: Path) -> Progress:
     """How far the run was when a checkpoint was written."""
-    state = read_json(checkpoint / STATE)
-    if state.pop("format", 1) != FORMAT:
-        raise UserError(
-            f"{checkpoint}: written by an earlier version of kilopix; finish the run with that version, or "
-            "train anew. `kilopix sample` can use its weights."
-        )
-    del state["files"]
-    return Progress(**state)
+    return read_state(checkpoint).progress
 
 
 def load_checkpoint(checkpoint: Path, trained: Trained, processes: Processes | None = None) -> Progress:
@@ -336,5 +394,5 @@ def load_checkpoint(checkpoint: Path, trained: Trained, processes: Processes | N
         with _quiet_alone():
             load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=alone)
     except CheckpointException as error:
-        raise UserError(f"{checkpoint}: does not fit the recipe: {_cause(error)}") from error
+        raise Damaged(f"{checkpoint}: does not fit the recipe: {_cause(error)}") from error
     return progress

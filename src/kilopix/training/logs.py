@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kilopix.runtime import atomic_path
+from kilopix.english import counted
+from kilopix.runtime import atomic_path, say
 from kilopix.training.progress import Work
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
+_MOST = 10**15
+"""A number that is larger is damage."""
 _SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
 
 
@@ -102,15 +105,83 @@ def append_line(path: Path, values: Mapping[str, Any]) -> None:
         file.write(json.dumps(values) + "\n")
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log, none where there is no file; those that a log cannot hold are skipped, and counted.
+
+    A log is never a reason not to train, nor to show what it holds: a killed run or a bad disk may have left
+    anything in it.
+    """
+    if not path.is_file():
+        return []
+    lines, skipped, unfinished = lines_of_log(path)
+    if skipped or unfinished:
+        say(skipped_lines(path, skipped + unfinished))
+    elif not lines:
+        say(f"{path}: holds no line.")
+    return lines
+
+
+def skipped_lines(path: Path, count: int) -> str:
+    """How to say that lines of a log are skipped."""
+    return f"{path}: {counted(count, 'line')} skipped that cannot be read."
+
+
+def lines_of_log(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
+    """The lines of a log, how many others there are, and whether the last one is unfinished."""
+    *texts, last = path.read_bytes().split(b"\n")
+    found = [_line_of_log(text, path.name) for text in texts if text.strip()]
+    lines = [line for line in found if line is not None]
+    whole = _line_of_log(last, path.name)
+    return [*lines, *([whole] if whole else [])], len(found) - len(lines), bool(last and not whole)
+
+
+def _line_of_log(text: bytes, name: str) -> dict[str, Any] | None:
+    """A line with all that is read of the log of this name, each in its place."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):  # the first also where bytes are no UTF-8
+        return None
+    images = line.get("images") if isinstance(line, dict) else None
+    if not isinstance(images, int) or isinstance(images, bool) or not 0 <= images <= _MOST:
+        return None
+    return line if _SOUND.get(name, _is_training)(line) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MOST
+
+
+def _is_training(line: dict[str, Any]) -> bool:
+    loss = line.get("loss", "")
+    return (loss is None or _is_number(loss)) and all(map(_is_number, map(line.get, _SHOWN)))
+
+
+def _is_validation(line: dict[str, Any]) -> bool:
+    t, losses = line.get("t"), line.get("losses")
+    if not (isinstance(t, list) and isinstance(losses, list) and 0 < len(t) == len(losses)):
+        return False
+    texts = isinstance(line.get("set"), str) and isinstance(line.get("weights"), str)
+    return texts and all(map(_is_number, [*t, *losses]))
+
+
+def _are_scores(line: dict[str, Any]) -> bool:
+    return all(map(_is_number, line.values()))
+
+
+_SHOWN = ("images_per_second", "seconds")
+_SOUND: dict[str, Callable[[dict[str, Any]], bool]] = {
+    "validation.jsonl": _is_validation,
+    "scores.jsonl": _are_scores,
+}
+
+
 def cut_log(path: Path, images_seen: int) -> None:
     """Drop the lines that were written after the checkpoint from which the run goes on."""
     if not path.exists():
         return
-    text = path.read_text("utf-8", errors="replace")  # a run that was killed may have cut a character
-    lines = [line for line in text.split("\n") if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["images"] <= images_seen]
+    kept = [line for line in read_log(path) if line["images"] <= images_seen]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
 
 
 def note_skipped(path: Path, line: Mapping[str, Any]) -> None:

@@ -4,8 +4,6 @@ In: a run folder that another process may be writing, or has yet to begin. Out: 
 the same prompts and seeds after every checkpoint.
 """
 
-import json
-import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from kilopix.errors import UserError
 from kilopix.generator import Generator
 from kilopix.runtime import read_json, say
 from kilopix.training.checkpoint import checkpoints
+from kilopix.training.logs import LOG, lines_of_log, skipped_lines
 from kilopix.web.curve import Point
 from kilopix.web.models import ServedModel, share_encoders
 from kilopix.web.worker import Closing, QueueFull, Ticket, Worker
@@ -54,6 +53,7 @@ class TrainingView:
         self.milestones: deque[Milestone] = deque(maxlen=_KEPT)
         self._sampling: Ticket[Any] | None = None
         self._seen: Path | None = None
+        self._skipped = 0
 
     def begun(self) -> bool:
         """Whether there is a run; its recipe is what `kilopix train` writes first."""
@@ -65,17 +65,11 @@ class TrainingView:
 
     def log(self) -> list[dict[str, Any]]:
         """The whole lines of the log; one that is being written is left for the next look."""
-        path = self.folder / "log.jsonl"
-        if not path.is_file():
-            return []
-        lines = []
-        for text in path.read_text("utf-8", errors="replace").split("\n"):  # it may end within a character
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and "images" in line and "loss" in line:
-                lines.append(line)
+        path = self.folder / LOG
+        lines, skipped, _ = lines_of_log(path) if path.is_file() else ([], 0, False)
+        if skipped > self._skipped:
+            say(skipped_lines(path, skipped))
+        self._skipped = skipped
         return lines
 
     def age(self) -> float | None:
@@ -90,7 +84,7 @@ class TrainingView:
 
     def curve(self) -> list[Point]:
         """Points of the loss and of its running mean, few enough to draw."""
-        log = [line for line in self.log() if line["loss"] is not None and math.isfinite(line["loss"])]
+        log = [line for line in self.log() if line["loss"] is not None]
         losses = [float(line["loss"]) for line in log]
         step = max(1, len(log) // _POINTS)
         reach = max(1, len(log) // (2 * _SMOOTHING))

@@ -136,7 +136,9 @@ def _one_row(file: Path, stamp: tuple[int, int], group: int, row: int) -> bytes 
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file, metadata=_parquet_metadata(file, stamp), memory_map=True) as opened:
+    with pq.ParquetFile(
+        file, metadata=_parquet_metadata(file, stamp), memory_map=True, page_checksum_verification=True
+    ) as opened:
         column = image_column(opened.schema_arrow, file)
         for batch in opened.iter_batches(4, row_groups=[group], columns=[column], use_threads=False):
             if row < len(batch):
@@ -150,7 +152,9 @@ def _row_group(file: Path, stamp: tuple[int, int], group: int) -> "pa.ChunkedArr
     """The bytes of all pictures of a row group; the other columns are not read."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file, metadata=_parquet_metadata(file, stamp)) as opened:
+    with pq.ParquetFile(
+        file, metadata=_parquet_metadata(file, stamp), page_checksum_verification=True
+    ) as opened:
         column = image_column(opened.schema_arrow, file)
         return opened.read_row_group(group, columns=[column], use_threads=False).flatten().column(column)
 

@@ -46,7 +46,7 @@ def _pictures_of(root: Path, file: Path, selection: Selection, tally: Tally) -> 
         raise UserError(f"{file}: has several columns called {doubled[0]!r}; rename or drop one.")
     container = file.relative_to(root).as_posix()
     try:
-        with pq.ParquetFile(file) as opened:
+        with pq.ParquetFile(file, page_checksum_verification=True) as opened:
             count = opened.metadata.num_rows
             columns = opened.read(columns=wanted).to_pydict() if wanted else {}
             outside = _rows_outside(opened, image, root, file)
