@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kilopix.data.checked_batches import load_samples, to_batch
-from kilopix.data.loader import SampleOrder
+from kilopix.data.checked_batches import load_samples
+from kilopix.data.loader import SampleOrder, collate
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, PartFacts, gather
 from kilopix.data.parts import threads_here, write_table
@@ -146,9 +146,8 @@ def loader() -> None:
         order = SampleOrder(count, 0)
         for first in range(0, count, size):
             wanted = (rng.random(size) < 0.3).tolist()
-            to_batch(
-                shards, load_samples(shards, order, first, range(size), wanted, [False] * size)[0], dtype
-            )
+            samples, _ = load_samples(shards, order, first, range(size), wanted, [False] * size)
+            collate(samples, shards.index.text_storage, dtype)
 
     with tempfile.TemporaryDirectory() as name, threads_here(1):
         works: dict[str, Callable[[], object]] = {}
@@ -191,7 +190,7 @@ def memory() -> None:
         started = time.perf_counter()
         for first in range(0, 1_000_000, size):
             wanted = [(first + i) % 10 < 3 for i in range(size)]
-            to_batch(shards, load_samples(shards, order, first, range(size), wanted, [False] * size)[0])
+            collate(load_samples(shards, order, first, range(size), wanted, [False] * size)[0])
             if first + size in (size * 1000, size * 7813) or first + size >= 1_000_000:
                 print(f"  after {first + size:,} samples: {mib('RssAnon'):.0f} MiB of its own, ", end="")
                 print(f"{mib('RssFile'):.0f} MiB mapped of files, of which the shards are {whole:.0f}")

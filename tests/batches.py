@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kilopix.data.checked_batches import load_samples, to_batch
-from kilopix.data.loader import Batch, SampleOrder
+from kilopix.data.checked_batches import load_samples, moments_of
+from kilopix.data.loader import Batch, SampleOrder, collate
 from kilopix.data.shards import Shards
 from kilopix.training.parallel import Processes
 
@@ -24,4 +24,5 @@ def load_batch(
     offsets = Processes(rank, ranks).share(len(short))
     samples, faults = load_samples(shards, order, first, offsets, augmented, short)
     assert faults == []
-    return to_batch(shards, samples, dtype)
+    batch = collate(samples, shards.index.text_storage, dtype)
+    return Batch(moments_of(shards, samples), batch.text, batch.window, batch.paths)

@@ -124,7 +124,6 @@ def start(
     speed_up(blocks_of(network), compiled, training.activation_checkpointing)
     loss = StepLoss(network, recipe, precision)
     loader = StepLoader(shards, recipe, processes, _micro_batch(loss, recipe, shards, processes, newest))
-    loader.text_dtype = precision
     for averaged in average.networks:
         processes.shard(averaged, [])
     processes.shard(loss, shards_of(network))

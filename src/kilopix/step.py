@@ -9,13 +9,15 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
-from kilopix.data.checked_batches import Fault, load_samples, to_batch
-from kilopix.data.loader import SampleOrder
+from kilopix.data.checked_batches import Fault, load_samples, moments_of
+from kilopix.data.loader import SampleOrder, stack_windows
 from kilopix.data.shards import Shards
+from kilopix.data.text_storage import StoredText, pack, stack_stored, unpack, view
 from kilopix.diffusion.objective import draw, loss_per_sample
 from kilopix.network import Network, encode_text, own_keys, training_predictor
 from kilopix.recipe import Recipe
@@ -32,9 +34,10 @@ class StepBatch:
     """This process's share of the batch that begins at image `position` of the order and has `count` images.
 
     `weights` are what each image's loss counts for: 1 / count; 0 for an image that only fills the share up;
-    not a number for one that cannot be trained on, which makes every process leave the step out. `tokens`
-    are the lengths of the texts. The images lie so that micro-batches are of texts of like length, and in
-    each those that see the latents of a first pass come first.
+    not a number for one that cannot be trained on, which makes every process leave the step out. `states`
+    are as they are stored, int8 ones with a scale a token; `tokens` are the lengths of the texts. The images
+    lie so that micro-batches are of texts of like length, and in each those that see the latents of a first
+    pass come first.
     """
 
     position: int
@@ -42,7 +45,8 @@ class StepBatch:
     latents: Float[Tensor, "B C H W"]
     noise: Float[Tensor, "B C H W"]
     t: Float[Tensor, " B"]
-    states: Float[Tensor, "B N D"]
+    states: Num[Tensor, "B N D"]
+    scales: Float[Tensor, "B N"] | None
     mask: Bool[Tensor, "B N"]
     coherence: Float[Tensor, " B"]
     windows: Float[Tensor, "B 4"]
@@ -73,6 +77,7 @@ class StepBatch:
             yield replace(
                 part,
                 states=part.states[:, :length],
+                scales=None if part.scales is None else part.scales[:, :length],
                 mask=part.mask[:, :length],
                 tokens=self.tokens[rows],
             )
@@ -120,7 +125,6 @@ class StepLoader:
         self.recipe = recipe
         self.processes = processes
         self.micro_batch = micro_batch
-        self.text_dtype = torch.float32
         self.padding = Padding(KEYS, own_keys(recipe.model)) if processes.device_type == "cuda" else None
         self._order = SampleOrder(len(shards), recipe.seed)
 
@@ -156,20 +160,22 @@ class StepLoader:
         )
         offsets, texts = [offsets[i] for i in rows], [texts[i] for i in rows]
         tokens = [len(text) for text in texts]
-        length = padded_length(max(tokens), self.padding)
-        batch = to_batch(self.shards, [samples[i] for i in rows], self.text_dtype, length, texts)
-        mean = batch.moments.mean
+        samples = [samples[i] for i in rows]
+        text = stack_stored(texts, self.shards.index.text_storage, padded_length(max(tokens), self.padding))
+        moments = moments_of(self.shards, samples)
+        mean = moments.mean
         draws = torch.stack([self._noise(position + offset, mean.shape[1:]) for offset in offsets])
         made = StepBatch(
             position=position,
             count=count,
-            latents=mean + batch.moments.std * draws[:, 0],
+            latents=mean + moments.std * draws[:, 0],
             noise=draws[:, 1].contiguous(),
             t=decisions.t[offsets],
-            states=batch.text.states,
-            mask=batch.text.mask,
+            states=text.values,
+            scales=text.scales,
+            mask=text.mask,
             coherence=(~decisions.drop_text[offsets]).float(),
-            windows=batch.window,
+            windows=stack_windows(samples),
             weights=weights[rows],
             self_condition=decisions.self_condition[offsets],
             tokens=tokens,
@@ -190,10 +196,11 @@ class StepLoader:
         return torch.randn((2, *shape), generator=torch_generator("image", self.recipe.seed, image))
 
     @cached_property
-    def _empty(self) -> Float[Tensor, "N D"]:
-        """The states of the empty text."""
-        empty = self.shards.empty_text
-        return empty.states[0, empty.mask[0]]
+    def _empty(self) -> StoredText:
+        """The empty text, as one of the captions."""
+        empty, index = self.shards.empty_text, self.shards.index
+        data = np.frombuffer(pack(empty.states[0, empty.mask[0]], index.text_storage), np.uint8)
+        return view(data, index.text_storage, index.text_width)
 
 
 def on_device(batches: Iterator[StepBatch], device: str) -> Generator[StepBatch, None, None]:
@@ -240,7 +247,8 @@ class StepLoss(nn.Module):
         device, lower = batch.latents.device.type, self.precision != torch.float32
         # Without autocast's cache: what the first pass cast without gradients must not serve the second.
         with torch.autocast(device, self.precision, enabled=lower, cache_enabled=False):
-            context = encode_text(self.network, TextStates(batch.states, batch.mask), batch.coherence)
+            text = TextStates(unpack(batch.states, batch.scales, self.precision), batch.mask)
+            context = encode_text(self.network, text, batch.coherence)
             predict = training_predictor(
                 self.network, objective.path, context, batch.windows, batch.self_condition, routing
             )
@@ -260,6 +268,7 @@ def synthetic_batch(
         noise=torch.ones(shape, device=device),
         t=torch.full((size,), 0.5, device=device),
         states=torch.zeros(size, tokens, text_width, dtype=dtype, device=device),
+        scales=None,
         mask=torch.ones(size, tokens, dtype=torch.bool, device=device),
         coherence=torch.ones(size, device=device),
         windows=torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).repeat(size, 1),

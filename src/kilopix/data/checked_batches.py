@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from kilopix.data.loader import Batch, SampleOrder, collate, read_sample
+from kilopix.data.loader import SampleOrder, read_sample, stack_latents
 from kilopix.data.shards import Sample, Shards
 from kilopix.data.text_storage import StoredText, is_finite, is_finite_half
 from kilopix.progress import Progress
 from kilopix.runtime import sha256_of_file
-from kilopix.types import UserError
+from kilopix.types import LatentMoments, UserError
 
 READ_ERRORS = (OSError, ValueError, IndexError)
 
@@ -61,18 +59,10 @@ def load_samples(
     return samples, faults
 
 
-def to_batch(
-    shards: Shards,
-    samples: Sequence[Sample],
-    dtype: torch.dtype = torch.float32,
-    length: int = 0,
-    texts: Sequence[StoredText | Tensor] | None = None,
-) -> Batch:
-    """Samples as tensors (see `collate`), their latents whitened where the shards say so."""
-    batch = collate(samples, shards.index.text_storage, dtype, length, texts)
-    if shards.whitening is None:
-        return batch
-    return Batch(shards.whitening.whiten(batch.moments), batch.text, batch.window, batch.paths)
+def moments_of(shards: Shards, samples: Sequence[Sample]) -> LatentMoments:
+    """The latents of samples, whitened where the shards say so."""
+    moments = stack_latents(samples)
+    return moments if shards.whitening is None else shards.whitening.whiten(moments)
 
 
 def _is_finite(shards: Shards, sample: Sample) -> bool:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from kilopix.data.shards import Sample, Shards
-from kilopix.data.text_storage import StoredText, TextStorage, empty, stack
+from kilopix.data.text_storage import TextStorage, empty, stack
 from kilopix.runtime import seed_from
 from kilopix.types import LatentMoments, TextStates
 
@@ -94,13 +94,19 @@ def collate(
     samples: Sequence[Sample],
     storage: TextStorage = "float16",
     dtype: torch.dtype = torch.float32,
-    length: int = 0,
-    texts: Sequence[StoredText | Tensor] | None = None,
 ) -> Batch:
-    """Stack samples, text padded to the longest, or `length`; here the mapped bytes are first copied.
+    """Stack samples, text padded to the longest of the batch; here the mapped bytes are first copied."""
+    text = stack([s.text for s in samples], storage, dtype)
+    return Batch(stack_latents(samples), text, stack_windows(samples), [s.path for s in samples])
 
-    `texts` stand in for the samples' own.
-    """
+
+def stack_windows(samples: Sequence[Sample]) -> Float[Tensor, "B 4"]:
+    """The windows of samples."""
+    return torch.tensor([s.window for s in samples], dtype=torch.float32)
+
+
+def stack_latents(samples: Sequence[Sample]) -> LatentMoments:
+    """The latents of samples."""
     shape = len(samples), *samples[0].mean.shape
     mean, std = empty(*shape, dtype=torch.float32), empty(*shape, dtype=torch.float32)
     for i, sample in enumerate(samples):
@@ -109,9 +115,7 @@ def collate(
             std[i].zero_()
         else:
             std[i].copy_(torch.from_numpy(sample.std))
-    text = stack(texts or [s.text for s in samples], storage, dtype, length)
-    window = torch.tensor([s.window for s in samples], dtype=torch.float32)
-    return Batch(LatentMoments(mean, std), text, window, [s.path for s in samples])
+    return LatentMoments(mean, std)
 
 
 def prefetch(

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kilopix.types import TextStates, UserError
@@ -77,21 +77,46 @@ def token_bytes(storage: TextStorage, width: int) -> int:
     return width + _SCALE.itemsize if storage == "int8" else 2 * width
 
 
-def stack(
-    texts: Sequence[StoredText | Tensor],
-    storage: TextStorage,
-    dtype: torch.dtype = torch.float32,
-    length: int = 0,
-) -> TextStates:
-    """A batch, padded with zeros to the longest text, or `length`; each is converted as it is copied, once.
+@dataclass(frozen=True)
+class StoredBatch:
+    """Texts of a batch as they are stored, padded with zeros; `scales` are those of int8 values."""
 
-    A `dtype` that is the storage's own needs no conversion, and half the memory of float32. A tensor
-    `tokens x width` among the texts is taken as it is.
+    values: Tensor
+    scales: Float[Tensor, "B N"] | None
+    mask: Bool[Tensor, "B N"]
+
+
+def stack_stored(texts: Sequence[StoredText], storage: TextStorage, length: int) -> StoredBatch:
+    """Copy texts as they are; to a device they go so in half the time, or a quarter of it."""
+    int8 = storage == "int8"
+    shape = len(texts), length, texts[0].values.shape[1]
+    values = empty(*shape, dtype=torch.int8 if int8 else torch.int16)
+    scales, mask = np.zeros(shape[:2], np.float32), np.zeros(shape[:2], bool)
+    rows = values.numpy()
+    for i, text in enumerate(texts):
+        count = len(text)
+        rows[i, :count], rows[i, count:], mask[i, :count] = text.values, 0, True
+        if text.scales is not None:
+            scales[i, :count] = text.scales
+    stored = values if int8 else values.view(_HALF[storage])
+    return StoredBatch(stored, torch.from_numpy(scales) if int8 else None, torch.from_numpy(mask))
+
+
+def unpack(values: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "B N D"]:
+    """The states of a stored batch, as numbers of a type, on the device where they are."""
+    states = values.to(dtype)
+    return states if scales is None else states * scales.to(dtype)[..., None]
+
+
+def stack(
+    texts: Sequence[StoredText], storage: TextStorage, dtype: torch.dtype = torch.float32
+) -> TextStates:
+    """A batch, padded with zeros to the longest text; each text is converted as it is copied, once.
+
+    A `dtype` that is the storage's own needs no conversion, and half the memory of float32.
     """
-    longest = max(length, *(len(text) for text in texts))
-    first = texts[0]
-    width = (first if isinstance(first, Tensor) else first.values).shape[1]
-    states = empty(len(texts), longest, width, dtype=dtype)
+    longest = max(len(text) for text in texts)
+    states = empty(len(texts), longest, texts[0].values.shape[1], dtype=dtype)
     mask = np.zeros((len(texts), longest), bool)
     for i, text in enumerate(texts):
         mask[i, : len(text)] = True
@@ -117,10 +142,8 @@ def _has_no_exponent(bits: np.ndarray, ones: int) -> bool:
     return bits.size == 0 or int((bits & np.int16(ones)).max()) != ones
 
 
-def _convert(text: StoredText | Tensor, out: Float[Tensor, "N D"], storage: TextStorage) -> None:
-    if isinstance(text, Tensor):
-        out.copy_(text)
-    elif text.scales is not None:  # the second pass finds the text in the processor's cache
+def _convert(text: StoredText, out: Float[Tensor, "N D"], storage: TextStorage) -> None:
+    if text.scales is not None:  # the second pass finds the text in the processor's cache
         scales = torch.from_numpy(text.scales.astype(_SCALE)).to(out.dtype)
         out.copy_(torch.from_numpy(text.values)).mul_(scales[:, None])
     elif out.dtype == _HALF[storage]:
