@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kilopix.data.loader import SampleOrder, load_batch
+from kilopix.data.checked_batches import load_samples
+from kilopix.data.loader import SampleOrder, collate
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, PartFacts, gather
 from kilopix.data.parts import threads_here, write_table
@@ -145,7 +146,8 @@ def loader() -> None:
         order = SampleOrder(count, 0)
         for first in range(0, count, size):
             wanted = (rng.random(size) < 0.3).tolist()
-            load_batch(shards, order, first, wanted, [False] * size, dtype=dtype)
+            samples, _ = load_samples(shards, order, first, range(size), wanted, [False] * size)
+            collate(samples, shards.index.text_storage, dtype)
 
     with tempfile.TemporaryDirectory() as name, threads_here(1):
         works: dict[str, Callable[[], object]] = {}
@@ -188,7 +190,7 @@ def memory() -> None:
         started = time.perf_counter()
         for first in range(0, 1_000_000, size):
             wanted = [(first + i) % 10 < 3 for i in range(size)]
-            load_batch(shards, order, first, wanted, [False] * size)
+            collate(load_samples(shards, order, first, range(size), wanted, [False] * size)[0])
             if first + size in (size * 1000, size * 7813) or first + size >= 1_000_000:
                 print(f"  after {first + size:,} samples: {mib('RssAnon'):.0f} MiB of its own, ", end="")
                 print(f"{mib('RssFile'):.0f} MiB mapped of files, of which the shards are {whole:.0f}")

@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from batches import load_batch
 from hub_models import write_dc, write_kl, write_t5
 from kilopix.data.captions import aio
-from kilopix.data.loader import SampleOrder, load_batch
+from kilopix.data.loader import SampleOrder
 from kilopix.data.manifest import read_manifest
 from kilopix.data.parts import write_table
 from kilopix.data.shards import Shards, read_index, write_index

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from batches import load_batch
 from containers import numbered
-from kilopix.data.checked_batches import load_checked
-from kilopix.data.loader import SampleOrder, load_batch
+from kilopix.data.loader import SampleOrder
 from kilopix.data.manifest import read_manifest
 from kilopix.data.shards import Shards, write_index
 from kilopix.data.text_storage import StoredText, stack
@@ -71,13 +71,11 @@ def test_one_is_drawn_by_seed_image_and_epoch_in_every_number_of_processes(shard
     assert [SampleOrder(3, seed=6).caption(i, e) for i, e in asked] != [order.caption(i, e) for i, e in asked]
     no = [False] * 12
     whole = load_batch(shards, SampleOrder(3, 5), 30, no, no)
-    checked, faults = load_checked(shards, SampleOrder(3, 5), 30, range(12), no, no)
-    assert faults == []
     shares = [load_batch(shards, SampleOrder(3, 5), 30, no, no, rank, 2) for rank in range(2)]
     for i, (sample, epoch) in enumerate(SampleOrder(3, 5).at(30 + k) for k in range(12)):
         expected = states(shards, shards.plain(sample, draw=order.caption(sample, epoch)).text)
         share = shares[i // 6]
-        for batch, j in ((whole, i), (checked, i), (share, i % 6)):
+        for batch, j in ((whole, i), (share, i % 6)):
             assert batch.text.states[j][batch.text.mask[j]].tolist() == expected
     assert len({str(whole.text.states[i].tolist()) for i, p in enumerate(whole.paths) if p == "0.png"}) > 1
 

@@ -19,7 +19,7 @@ from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
 from kilopix.english import counted
 from kilopix.model_files import CHECKPOINTS
-from kilopix.network import Network, blocks_of, build_network, shards_of
+from kilopix.network import Network, attention_shapes, blocks_of, build_network, shards_of
 from kilopix.progress import Progress as Shown
 from kilopix.progress import working
 from kilopix.recipe import Recipe
@@ -40,12 +40,22 @@ from kilopix.training.guard import Guard, Outcome
 from kilopix.training.logs import LOG, SKIPPED, LogWindow, cut_log, note_skipped
 from kilopix.training.optim import build_optimizer, lr_factor, set_lr
 from kilopix.training.parallel import Processes, clip_gradients
-from kilopix.training.speed import MOST_ON_CPU, fits_on_gpu, largest_that_fits, pick_precision, speed_up
+from kilopix.training.speed import (
+    MOST_ON_CPU,
+    attention_kernel,
+    fits_on_gpu,
+    largest_that_fits,
+    pick_precision,
+    speed_up,
+    uncompiled,
+)
 from kilopix.training.stopping import Stop, stop_on_signal
 from kilopix.training.watchdog import Watchdog
 from kilopix.types import UserError
 from kilopix.watch import ScoreAverage, Watch, open_watch
 
+SETTLED = 3
+"""Steps after which a run computes as it will to its end."""
 LATE = 1
 """Steps by which the host reads losses and norms late, so that a GPU always has its next step to do."""
 
@@ -65,6 +75,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     guard: Guard
     loader: StepLoader
+    compiled: bool = False
     images_seen: int = 0
     moved: int = 0
     seconds: float = 0.0
@@ -113,7 +124,6 @@ def start(
     speed_up(blocks_of(network), compiled, training.activation_checkpointing)
     loss = StepLoss(network, recipe, precision)
     loader = StepLoader(shards, recipe, processes, _micro_batch(loss, recipe, shards, processes, newest))
-    loader.text_dtype = precision
     for averaged in average.networks:
         processes.shard(averaged, [])
     processes.shard(loss, shards_of(network))
@@ -121,7 +131,8 @@ def start(
     allocate_states(optimizer)
     guard = Guard(training.guard, device)
     whole = processes.replicate(loss)
-    return Run(recipe, shards, out, header, processes, network, average, whole, optimizer, guard, loader)
+    parts = network, average, whole, optimizer, guard, loader
+    return Run(recipe, shards, out, header, processes, *parts, compiled)
 
 
 def _micro_batch(
@@ -213,6 +224,7 @@ class Stretch:
         log, every = run.out / LOG if run.processes.main else None, run.recipe.training.log_every
         self.window = LogWindow(log, every, run.log, run.watch.work, run.watch.logged)
         self.back_to: tuple[Path, int] | None = None
+        self._steps = 0
         self._waiting: deque[Step] = deque()
         self._stopping = False
         self._since = time.perf_counter()
@@ -254,6 +266,9 @@ class Stretch:
             if step.arrived is not None:
                 step.arrived.synchronize()
             loss, norm, taken, stop = step.numbers.tolist()
+            self._steps += 1
+            if self._steps == SETTLED or step.images_seen >= self.run.recipe.training.images:
+                self.window.notes |= _say_how(self.run, self._steps)
             self._stopping |= stop > 0
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
@@ -325,14 +340,16 @@ def take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
         numbers[0] += loss.detach()
     processes.sum(numbers)
     norm = clip_gradients(list(run.network.parameters()), training.clip_norm)
-    taken = run.guard.judge(numbers[0], norm)
+    taken = processes.all_agree(run.guard.judge(numbers[0], norm))
     images_seen = run.images_seen + batch.count
     set_lr(optimizer, lr_factor(training.schedule, images_seen, training.images))
     set_skipped(optimizer, 1 - taken)
-    optimizer.step()
+    # MPS' fused steps do not heed what they are told (pytorch PR 186360), so there it is waited for.
+    if processes.device_type != "mps" or bool(taken):
+        optimizer.step()
     optimizer.zero_grad()
     run.images_seen = images_seen
-    run.average.update(run.network, images_seen, batch.count)
+    run.average.update(run.network, images_seen, batch.count, taken)
     facts = torch.stack([numbers[0], norm, taken, numbers[1]])
     arrived = None
     if processes.device_type == "cuda":
@@ -340,6 +357,43 @@ def take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
         arrived = torch.cuda.Event()
         arrived.record()
     return Step(batch, images_seen, facts, arrived, optimizer.param_groups[0]["lr"])
+
+
+def _say_how(run: Run, steps: int) -> dict[str, Any]:
+    """Say in what way the run computes, as it is after its first steps, and return it for the log.
+
+    A block that is to be compiled and is not is named: dynamo falls back to slow code without an error.
+    """
+    if steps > SETTLED:
+        return {}
+    recipe, processes, blocks = run.recipe, run.processes, blocks_of(run.network)
+    precision = pick_precision(recipe.training.precision, processes.device_type)
+    kernels = {
+        name: attention_kernel(*shape, precision, processes.device)
+        for name, shape in attention_shapes(recipe, run.loader.micro_batch).items()
+    }
+    slow = uncompiled(blocks) if run.compiled else []
+    how = {
+        "precision": str(precision).removeprefix("torch."),
+        "micro_batch": run.loader.micro_batch,
+        "attention": kernels,
+        "compiled_blocks": len(blocks) - len(slow) if run.compiled else 0,
+        "blocks": len(blocks),
+    }
+    if processes.main:
+        names = {id(module): name for name, module in run.network.named_modules()}
+        told = f"{how['compiled_blocks']} of {len(blocks)} blocks compiled"
+        kinds = ", ".join(f"{kernel} for {name}" for name, kernel in kernels.items())
+        say(
+            f"Computing in {how['precision']}, {run.loader.micro_batch} images at once; attention: {kinds}; "
+            f"{told}."
+        )
+        for i in slow:
+            say(
+                f"{names[id(blocks[i])]}: runs uncompiled, and slower; see docs/troubleshooting.md.",
+                stderr=True,
+            )
+    return {"computing": how}
 
 
 def _name_samples(run: Run, batch: StepBatch, images_seen: int, outcome: Outcome) -> None:

@@ -19,7 +19,7 @@ from kilopix.diffusion.samplers import OnStep
 from kilopix.diffusion.sampling import SamplingConfig, sample
 from kilopix.models import dit, rin
 from kilopix.models.dit import DiT, DiTConfig, TextContext
-from kilopix.models.rin import RIN, LevelEmbedder, RINContext
+from kilopix.models.rin import RIN, LevelEmbedder, RINConfig, RINContext
 from kilopix.recipe import Recipe
 from kilopix.runtime import torch_generator
 from kilopix.types import Prediction, TextStates
@@ -84,6 +84,24 @@ def training_flops_per_image(recipe: Recipe, channels: int, text_width: int, tex
     forward = flops_per_image(recipe, channels, text_width, text_tokens)
     again = 0.0 if isinstance(recipe.model, DiTConfig) else recipe.objective.self_conditioning
     return (3 + again) * forward
+
+
+def attention_shapes(recipe: Recipe, batch: int) -> dict[str, tuple[tuple[int, int, int, int], int, bool]]:
+    """The shapes of a network's attention: queries `B H T E`, keys, and whether a mask hides some."""
+    config, text = recipe.model, recipe.text.max_tokens
+    if isinstance(config, DiTConfig):
+        tokens = (recipe.latent_side // config.patch) ** 2 + config.registers
+        queries = (batch, config.heads, tokens, config.width // config.heads)
+        return {"images": (queries, tokens, False), "texts": (queries, text, True)}
+    latents, width = config.latents, config.latent_width
+    images = (batch, config.compute_heads, latents, width // config.compute_heads)
+    texts = (batch, config.read_write_heads, latents, width // config.read_write_heads)
+    return {"images": (images, latents, False), "texts": (texts, text + own_keys(config), True)}
+
+
+def own_keys(config: DiTConfig | RINConfig) -> int:
+    """The keys that a network's blocks attend to beside those of a text's tokens."""
+    return 0 if isinstance(config, DiTConfig) else 1 + config.coherence + config.registers
 
 
 def encode_text(network: Network, text: TextStates, coherence: Float[Tensor, " B"]) -> Context:

@@ -7,20 +7,26 @@ and the place of the batch or of the image, so that they depend on no number of 
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
-from kilopix.data.checked_batches import Fault, load_checked
-from kilopix.data.loader import SampleOrder
+from kilopix.data.checked_batches import Fault, load_samples, moments_of
+from kilopix.data.loader import SampleOrder, stack_windows
 from kilopix.data.shards import Shards
-from kilopix.diffusion.objective import draw, drop_text, loss_per_sample
-from kilopix.network import Network, encode_text, training_predictor
+from kilopix.data.text_storage import StoredText, pack, stack_stored, unpack, view
+from kilopix.diffusion.objective import draw, loss_per_sample
+from kilopix.network import Network, encode_text, own_keys, training_predictor
 from kilopix.recipe import Recipe
 from kilopix.runtime import torch_generator
 from kilopix.training.parallel import Processes
 from kilopix.types import TextStates
+
+KEYS = 128
+"""Of what number of keys the attention to texts is a multiple on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,10 @@ class StepBatch:
     """This process's share of the batch that begins at image `position` of the order and has `count` images.
 
     `weights` are what each image's loss counts for: 1 / count; 0 for an image that only fills the share up;
-    not a number for one that cannot be trained on, which makes every process leave the step out.
+    not a number for one that cannot be trained on, which makes every process leave the step out. `states`
+    are as they are stored, int8 ones with a scale a token; `tokens` are the lengths of the texts. The images
+    lie so that micro-batches are of texts of like length, and in each those that see the latents of a first
+    pass come first.
     """
 
     position: int
@@ -36,14 +45,17 @@ class StepBatch:
     latents: Float[Tensor, "B C H W"]
     noise: Float[Tensor, "B C H W"]
     t: Float[Tensor, " B"]
-    states: Float[Tensor, "B N D"]
+    states: Num[Tensor, "B N D"]
+    scales: Float[Tensor, "B N"] | None
     mask: Bool[Tensor, "B N"]
     coherence: Float[Tensor, " B"]
     windows: Float[Tensor, "B 4"]
     weights: Float[Tensor, " B"]
     self_condition: Bool[Tensor, " B"]
+    tokens: list[int]
     paths: list[str]
     faults: list[Fault]
+    padding: "Padding | None" = None
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -57,11 +69,18 @@ class StepBatch:
         return self._each(lambda x: x.pin_memory())
 
     def micro_batches(self, number: int) -> "Iterator[StepBatch]":
-        """The batch in so many parts of nearly one size, none empty."""
+        """The batch in so many parts of nearly one size, none empty, each padded as its own texts need."""
         assert number <= len(self)
-        for i in range(number):
-            rows = slice(i * len(self) // number, (i + 1) * len(self) // number)
-            yield self._each(lambda x, rows=rows: x[rows], self.self_condition[rows])
+        for rows in parts_of(len(self), number):
+            part = self._each(lambda x, rows=rows: x[rows], self.self_condition[rows])
+            length = padded_length(max(self.tokens[rows]), self.padding)
+            yield replace(
+                part,
+                states=part.states[:, :length],
+                scales=None if part.scales is None else part.scales[:, :length],
+                mask=part.mask[:, :length],
+                tokens=self.tokens[rows],
+            )
 
     def tensors(self) -> list[Tensor]:
         """The tensors that are on the device."""
@@ -75,6 +94,29 @@ class StepBatch:
         return replace(self, **changed, self_condition=kept)
 
 
+@dataclass(frozen=True)
+class Padding:
+    """Texts are padded until, with the network's `own` keys before them, they are a multiple of `multiple`.
+
+    So a GPU meets few shapes, which its kernels are planned for, and none whose last tile is half full.
+    """
+
+    multiple: int
+    own: int
+
+
+def padded_length(tokens: int, padding: Padding | None) -> int:
+    """The length to which texts of at most so many tokens are padded."""
+    if padding is None:
+        return tokens
+    return -(-(tokens + padding.own) // padding.multiple) * padding.multiple - padding.own
+
+
+def parts_of(count: int, number: int) -> list[slice]:
+    """`count` rows in `number` parts of nearly one size."""
+    return [slice(i * count // number, (i + 1) * count // number) for i in range(number)]
+
+
 class StepLoader:
     """Makes the batches of one process."""
 
@@ -83,7 +125,7 @@ class StepLoader:
         self.recipe = recipe
         self.processes = processes
         self.micro_batch = micro_batch
-        self.text_dtype = torch.float32
+        self.padding = Padding(KEYS, own_keys(recipe.model)) if processes.device_type == "cuda" else None
         self._order = SampleOrder(len(shards), recipe.seed)
 
     def micro_batches(self, count: int) -> int:
@@ -99,46 +141,66 @@ class StepLoader:
         share = list(self.processes.share(count))
         filling = max(0, self.micro_batches(count) - len(share))
         offsets = share + [0] * filling
-        batch, faults = load_checked(
+        samples, faults = load_samples(
             self.shards,
             self._order,
             position,
             offsets,
             decisions.augmented.tolist(),
             decisions.short.tolist(),
-            self.text_dtype,
         )
+        paths = [sample.path for sample in samples[: len(share)]]
         weights = torch.full((len(offsets),), 1 / count)
         weights[[fault.place for fault in faults]] = torch.nan
         weights[len(share) :] = 0
-        mean = batch.moments.mean
+        dropped = decisions.drop_text[offsets].tolist()
+        texts = [self._empty if drop else one.text for one, drop in zip(samples, dropped, strict=True)]
+        rows = self._arranged(
+            [len(text) for text in texts], decisions.self_condition[offsets].tolist(), count
+        )
+        offsets, texts = [offsets[i] for i in rows], [texts[i] for i in rows]
+        tokens = [len(text) for text in texts]
+        samples = [samples[i] for i in rows]
+        text = stack_stored(texts, self.shards.index.text_storage, padded_length(max(tokens), self.padding))
+        moments = moments_of(self.shards, samples)
+        mean = moments.mean
         draws = torch.stack([self._noise(position + offset, mean.shape[1:]) for offset in offsets])
-        dropped = decisions.drop_text[offsets]
-        text = drop_text(batch.text, self._empty_text(), dropped)
         made = StepBatch(
             position=position,
             count=count,
-            latents=mean + batch.moments.std * draws[:, 0],
+            latents=mean + moments.std * draws[:, 0],
             noise=draws[:, 1].contiguous(),
             t=decisions.t[offsets],
-            states=text.states,
+            states=text.values,
+            scales=text.scales,
             mask=text.mask,
-            coherence=(~dropped).float(),
-            windows=batch.window,
-            weights=weights,
+            coherence=(~decisions.drop_text[offsets]).float(),
+            windows=stack_windows(samples),
+            weights=weights[rows],
             self_condition=decisions.self_condition[offsets],
-            paths=batch.paths[: len(share)],
+            tokens=tokens,
+            paths=paths,
             faults=[fault for fault in faults if fault.place < len(share)],
+            padding=self.padding,
         )
         return made.pinned() if self.processes.device_type == "cuda" else made
+
+    def _arranged(self, tokens: list[int], self_condition: list[bool], count: int) -> list[int]:
+        """The order in which the share lies: micro-batches by length, in each the self-conditioned first."""
+        by_length = sorted(range(len(tokens)), key=tokens.__getitem__)
+        parts = (by_length[rows] for rows in parts_of(len(tokens), self.micro_batches(count)))
+        return [i for part in parts for i in sorted(part, key=lambda i: not self_condition[i])]
 
     def _noise(self, image: int, shape: torch.Size) -> Float[Tensor, "2 C H W"]:
         """For the image of this number: a draw of its latents, and the noise that is added to them."""
         return torch.randn((2, *shape), generator=torch_generator("image", self.recipe.seed, image))
 
-    def _empty_text(self) -> TextStates:
-        empty = self.shards.empty_text
-        return TextStates(empty.states.to(self.text_dtype), empty.mask)
+    @cached_property
+    def _empty(self) -> StoredText:
+        """The empty text, as one of the captions."""
+        empty, index = self.shards.empty_text, self.shards.index
+        data = np.frombuffer(pack(empty.states[0, empty.mask[0]], index.text_storage), np.uint8)
+        return view(data, index.text_storage, index.text_width)
 
 
 def on_device(batches: Iterator[StepBatch], device: str) -> Generator[StepBatch, None, None]:
@@ -182,9 +244,11 @@ class StepLoss(nn.Module):
         objective = self.recipe.objective
         # The same tokens are routed in every micro-batch of a step.
         routing = torch_generator("routing", self.recipe.seed, batch.position)
-        lower = self.precision != torch.float32
-        with torch.autocast(batch.latents.device.type, self.precision, enabled=lower):
-            context = encode_text(self.network, TextStates(batch.states, batch.mask), batch.coherence)
+        device, lower = batch.latents.device.type, self.precision != torch.float32
+        # Without autocast's cache: what the first pass cast without gradients must not serve the second.
+        with torch.autocast(device, self.precision, enabled=lower, cache_enabled=False):
+            text = TextStates(unpack(batch.states, batch.scales, self.precision), batch.mask)
+            context = encode_text(self.network, text, batch.coherence)
             predict = training_predictor(
                 self.network, objective.path, context, batch.windows, batch.self_condition, routing
             )
@@ -204,11 +268,13 @@ def synthetic_batch(
         noise=torch.ones(shape, device=device),
         t=torch.full((size,), 0.5, device=device),
         states=torch.zeros(size, tokens, text_width, dtype=dtype, device=device),
+        scales=None,
         mask=torch.ones(size, tokens, dtype=torch.bool, device=device),
         coherence=torch.ones(size, device=device),
         windows=torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).repeat(size, 1),
         weights=torch.full((size,), 1 / size, device=device),
         self_condition=torch.ones(size, dtype=torch.bool),
+        tokens=[tokens] * size,
         paths=[""] * size,
         faults=[],
     )

@@ -99,7 +99,7 @@ class Watch:
             if score and self.score is not None and whole is not None and self.processes.main:
                 self._score(self.score, whole, images_seen)
         if any((snapshot, validate, show, score)):
-            self.processes.wait()
+            self.processes.wait_for_main()
 
     def go_back(self, images_seen: int) -> None:
         """Drop what was recorded after this moment, since the run goes on from there."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_shards import COUNT, write_shards
 
-from kilopix.data.loader import Batch, SampleOrder, load_batch, prefetch
+from batches import load_batch
+from kilopix.data.loader import Batch, SampleOrder, prefetch
 from kilopix.data.shards import Shards, read_index, write_index
 
 

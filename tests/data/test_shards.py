@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from kilopix.data.loader import SampleOrder, collate, load_batch
+from batches import load_batch
+from kilopix.data.loader import SampleOrder, collate
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, save_text
 from kilopix.data.parts import read_table, write_table

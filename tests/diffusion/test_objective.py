@@ -5,10 +5,8 @@ from kilopix.diffusion.objective import (
     ObjectiveConfig,
     UniformTime,
     draw,
-    drop_text,
     loss_per_sample,
 )
-from kilopix.types import TextStates
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -49,25 +47,6 @@ def test_logit_normal_times_have_the_mean_and_spread_asked_for():
     z = torch.logit(draw(config, 50_000, generator()).t.double())
     assert abs(z.mean() - 0.5) < 0.01
     assert abs(z.std() - 0.8) < 0.01
-
-
-def test_dropping_text_leaves_the_callers_tensors_alone():
-    text = TextStates(torch.ones(3, 5, 4), torch.ones(3, 5, dtype=torch.bool))
-    empty = TextStates(torch.full((1, 2, 4), 7.0), torch.ones(1, 2, dtype=torch.bool))
-    out = drop_text(text, empty, torch.tensor([False, True, False]))
-    assert torch.equal(text.states, torch.ones(3, 5, 4))
-    assert text.mask.all()
-    assert out.mask.sum(1).tolist() == [5, 2, 5]
-    assert torch.equal(out.states[1, :2], torch.full((2, 4), 7.0))
-    assert torch.equal(out.states[0], text.states[0])
-
-
-def test_text_shorter_than_the_empty_one_is_made_room_for():
-    text = TextStates(torch.ones(2, 1, 4), torch.ones(2, 1, dtype=torch.bool))
-    empty = TextStates(torch.full((1, 2, 4), 7.0), torch.ones(1, 2, dtype=torch.bool))
-    out = drop_text(text, empty, torch.tensor([False, True]))
-    assert out.mask.tolist() == [[True, False], [True, True]]
-    assert torch.equal(out.states[1], empty.states[0])
 
 
 def test_the_loss_of_a_perfect_network_is_zero_and_of_another_its_error():

@@ -7,7 +7,7 @@ import torch
 from networks import below, network_of, read
 from test_published_sampling import schedule
 
-from kilopix.diffusion.objective import ObjectiveConfig, drop_text, loss_per_sample
+from kilopix.diffusion.objective import ObjectiveConfig, loss_per_sample
 from kilopix.network import training_predictor
 from kilopix.training.lamb import Lamb, LambConfig
 from kilopix.training.optim import ScheduleConfig, lr_factor
@@ -20,8 +20,10 @@ def test_one_training_step(golden_files):
         network = network_of(path.parents[1] / "network" / metadata["network"]).train()
         name, *parameters = metadata["schedule"].split()
         objective = ObjectiveConfig(path=schedule(name, ",".join(parameters)), prediction="noise")
-        empty = TextStates(given["uncond_embedding"][None, :1], torch.ones(1, 1, dtype=torch.bool))
-        text = drop_text(TextStates(given["text_embeddings"], given["text_mask"]), empty, given["drop_text"])
+        states, mask, dropped = given["text_embeddings"], given["text_mask"], given["drop_text"]
+        states[dropped], mask[dropped] = 0, False
+        states[dropped, 0], mask[dropped, 0] = given["uncond_embedding"][0], True
+        text = TextStates(states, mask)
         coherence = given["coherence"] * ~given["drop_text"] if "coherence" in given else None
         predict = training_predictor(
             network,

@@ -1,22 +1,21 @@
-"""Batches whose samples are looked at before they are trained on.
+"""The samples of a batch, looked at before they are trained on.
 
-In: shards, and which images of a batch are wanted. Out: the batch, and the samples in it that cannot be
-trained on, each with the reason; in their place stands an empty sample.
+In: shards, and which images of a batch are wanted. Out: the samples, and which of them cannot be trained on,
+each with the reason; in their place stands an empty sample. And samples as tensors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from kilopix.data.loader import Batch, SampleOrder, collate, read_sample
+from kilopix.data.loader import SampleOrder, read_sample, stack_latents
 from kilopix.data.shards import Sample, Shards
-from kilopix.data.text_storage import StoredText
+from kilopix.data.text_storage import StoredText, is_finite, is_finite_half
 from kilopix.progress import Progress
 from kilopix.runtime import sha256_of_file
-from kilopix.types import UserError
+from kilopix.types import LatentMoments, UserError
 
 READ_ERRORS = (OSError, ValueError, IndexError)
 
@@ -30,65 +29,47 @@ class Fault:
     error: str
 
 
-def load_checked(
+def load_samples(
     shards: Shards,
     order: SampleOrder,
     first: int,
     offsets: Sequence[int],
     augmented: Sequence[bool],
     short: Sequence[bool],
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Batch, list[Fault]]:
-    """The images `first + offset` of every offset; `augmented` and `short` are given for the whole batch."""
+) -> tuple[list[Sample], list[Fault]]:
+    """The samples of the images `first + offset` of every offset; nothing is copied yet.
 
-    def read(offset: int) -> Sample:
-        return read_sample(shards, order, first + offset, augmented[offset], short[offset])
-
-    def name(offset: int) -> str:
-        return str(shards.column("plain", "path")[order.at(first + offset)[0]].as_py())
-
-    try:
-        batch = _collated(shards, [read(offset) for offset in offsets], dtype)
-    except READ_ERRORS:
-        return _one_by_one(shards, offsets, read, name, dtype)
-    return (batch, []) if _is_finite(batch) else _one_by_one(shards, offsets, read, name, dtype)
-
-
-def _collated(shards: Shards, samples: list[Sample], dtype: torch.dtype) -> Batch:
-    batch = collate(samples, shards.index.text_storage, dtype)
-    if shards.whitening is None:
-        return batch
-    return Batch(shards.whitening.whiten(batch.moments), batch.text, batch.window, batch.paths)
-
-
-def _is_finite(batch: Batch) -> bool:
-    # A sum is finite only if all of its terms are, and needs no memory for the answers; latents and text
-    # states are far too small to overflow it.
-    parts = (batch.moments.mean, batch.moments.std, batch.text.states, batch.window)
-    return all(bool(part.sum(dtype=torch.float32).isfinite()) for part in parts)
-
-
-def _one_by_one(
-    shards: Shards,
-    offsets: Sequence[int],
-    read: Callable[[int], Sample],
-    name: Callable[[int], str],
-    dtype: torch.dtype,
-) -> tuple[Batch, list[Fault]]:
-    """The batch with an empty sample in place of every one that cannot be read or is not finite."""
+    Where `augmented`, the augmented version is taken, if there is one; where `short`, the short caption: both
+    are given for the whole batch. In place of a sample that cannot be trained on stands an empty one.
+    """
     samples: list[Sample] = []
     faults: list[Fault] = []
     for place, offset in enumerate(offsets):
+        image = first + offset
         try:
-            sample = read(offset)
-            if not _is_finite(_collated(shards, [sample], dtype)):
+            sample = read_sample(shards, order, image, augmented[offset], short[offset])
+            if not _is_finite(shards, sample):
                 faults.append(Fault(place, sample.path, "latents or text states are not finite"))
                 sample = _empty(shards, sample.path)
         except READ_ERRORS as error:
-            faults.append(Fault(place, name(offset), f"cannot be read: {error}"))
-            sample = _empty(shards, faults[-1].sample)
+            path = str(shards.column("plain", "path")[order.at(image)[0]].as_py())
+            faults.append(Fault(place, path, f"cannot be read: {error}"))
+            sample = _empty(shards, path)
         samples.append(sample)
-    return _collated(shards, samples, dtype), faults
+    return samples, faults
+
+
+def moments_of(shards: Shards, samples: Sequence[Sample]) -> LatentMoments:
+    """The latents of samples, whitened where the shards say so."""
+    moments = stack_latents(samples)
+    return moments if shards.whitening is None else shards.whitening.whiten(moments)
+
+
+def _is_finite(shards: Shards, sample: Sample) -> bool:
+    """By the stored bytes, of which int8 states have only a scale a token to be looked at."""
+    latents = (sample.mean,) if sample.std is None else (sample.mean, sample.std)
+    text = is_finite(sample.text, shards.index.text_storage)
+    return text and bool(np.isfinite(sample.window).all()) and all(map(is_finite_half, latents))
 
 
 def _empty(shards: Shards, path: str) -> Sample:
@@ -115,7 +96,7 @@ def readable(shards: Shards, count: int) -> list[int]:
 
 def _can_be_read(shards: Shards, i: int) -> bool:
     try:
-        return _is_finite(_collated(shards, [shards.plain(i)], torch.float32))
+        return _is_finite(shards, shards.plain(i))
     except READ_ERRORS:
         return False
 

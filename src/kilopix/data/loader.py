@@ -83,32 +83,6 @@ class SampleOrder:
         self._number, self._samples = number, rng.permutation(samples[samples < self.count])
 
 
-def load_batch(
-    shards: Shards,
-    order: SampleOrder,
-    first: int,
-    augmented: Sequence[bool],
-    short: Sequence[bool],
-    rank: int = 0,
-    ranks: int = 1,
-    dtype: torch.dtype = torch.float32,
-) -> Batch:
-    """The batch that starts at image number `first`, or the share of it that is rank's of `ranks`.
-
-    Where `augmented`, the augmented version is taken, if there is one; where `short`, the short caption:
-    both are given for the whole batch. The ranks' shares, one after the other, are the whole batch.
-    """
-    assert len(augmented) == len(short), "one decision of each kind for every image"
-    share = range(rank * len(short) // ranks, (rank + 1) * len(short) // ranks)
-    samples = []
-    for offset in share:
-        samples.append(read_sample(shards, order, first + offset, augmented[offset], short[offset]))
-    batch = collate(samples, shards.index.text_storage, dtype)
-    if shards.whitening is None:
-        return batch
-    return Batch(shards.whitening.whiten(batch.moments), batch.text, batch.window, batch.paths)
-
-
 def read_sample(shards: Shards, order: SampleOrder, image: int, augmented: bool, short: bool) -> Sample:
     """The sample of the image with this number since the start of training."""
     i, epoch = order.at(image)
@@ -117,9 +91,22 @@ def read_sample(shards: Shards, order: SampleOrder, image: int, augmented: bool,
 
 
 def collate(
-    samples: list[Sample], storage: TextStorage = "float16", dtype: torch.dtype = torch.float32
+    samples: Sequence[Sample],
+    storage: TextStorage = "float16",
+    dtype: torch.dtype = torch.float32,
 ) -> Batch:
     """Stack samples, text padded to the longest of the batch; here the mapped bytes are first copied."""
+    text = stack([s.text for s in samples], storage, dtype)
+    return Batch(stack_latents(samples), text, stack_windows(samples), [s.path for s in samples])
+
+
+def stack_windows(samples: Sequence[Sample]) -> Float[Tensor, "B 4"]:
+    """The windows of samples."""
+    return torch.tensor([s.window for s in samples], dtype=torch.float32)
+
+
+def stack_latents(samples: Sequence[Sample]) -> LatentMoments:
+    """The latents of samples."""
     shape = len(samples), *samples[0].mean.shape
     mean, std = empty(*shape, dtype=torch.float32), empty(*shape, dtype=torch.float32)
     for i, sample in enumerate(samples):
@@ -128,9 +115,7 @@ def collate(
             std[i].zero_()
         else:
             std[i].copy_(torch.from_numpy(sample.std))
-    text = stack([s.text for s in samples], storage, dtype)
-    window = torch.tensor([s.window for s in samples], dtype=torch.float32)
-    return Batch(LatentMoments(mean, std), text, window, [s.path for s in samples])
+    return LatentMoments(mean, std)
 
 
 def prefetch(
@@ -139,7 +124,7 @@ def prefetch(
     """Load the batches of `keys` in threads, up to `depth` ahead of the one in use, in the order of the keys.
 
     What loading raises is raised here, in its turn. With several workers, `load` must be safe to call from
-    several threads; `load_batch` is, where each call has a `SampleOrder` of its own.
+    several threads.
     """
     waiting: deque[Future[Loaded]] = deque()
     pool = ThreadPoolExecutor(workers, "kilopix-loader")

@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from kilopix.types import TextStates, UserError
@@ -77,6 +77,37 @@ def token_bytes(storage: TextStorage, width: int) -> int:
     return width + _SCALE.itemsize if storage == "int8" else 2 * width
 
 
+@dataclass(frozen=True)
+class StoredBatch:
+    """Texts of a batch as they are stored, padded with zeros; `scales` are those of int8 values."""
+
+    values: Tensor
+    scales: Float[Tensor, "B N"] | None
+    mask: Bool[Tensor, "B N"]
+
+
+def stack_stored(texts: Sequence[StoredText], storage: TextStorage, length: int) -> StoredBatch:
+    """Copy texts as they are; to a device they go so in half the time, or a quarter of it."""
+    int8 = storage == "int8"
+    shape = len(texts), length, texts[0].values.shape[1]
+    values = empty(*shape, dtype=torch.int8 if int8 else torch.int16)
+    scales, mask = np.zeros(shape[:2], np.float32), np.zeros(shape[:2], bool)
+    rows = values.numpy()
+    for i, text in enumerate(texts):
+        count = len(text)
+        rows[i, :count], rows[i, count:], mask[i, :count] = text.values, 0, True
+        if text.scales is not None:
+            scales[i, :count] = text.scales
+    stored = values if int8 else values.view(_HALF[storage])
+    return StoredBatch(stored, torch.from_numpy(scales) if int8 else None, torch.from_numpy(mask))
+
+
+def unpack(values: Tensor, scales: Tensor | None, dtype: torch.dtype) -> Float[Tensor, "B N D"]:
+    """The states of a stored batch, as numbers of a type, on the device where they are."""
+    states = values.to(dtype)
+    return states if scales is None else states * scales.to(dtype)[..., None]
+
+
 def stack(
     texts: Sequence[StoredText], storage: TextStorage, dtype: torch.dtype = torch.float32
 ) -> TextStates:
@@ -92,6 +123,23 @@ def stack(
         _convert(text, states[i, : len(text)], storage)
         states[i, len(text) :].zero_()
     return TextStates(states, torch.from_numpy(mask))
+
+
+def is_finite(text: StoredText, storage: TextStorage) -> bool:
+    """Whether every state of a text is a finite number, by its stored bytes."""
+    if text.scales is not None:
+        return bool(np.isfinite(text.scales).all())
+    return _has_no_exponent(text.values, 0x7C00 if storage == "float16" else 0x7F80)
+
+
+def is_finite_half(values: np.ndarray) -> bool:
+    """Whether every number of an array of float16 is finite; several times as fast as to ask NumPy."""
+    return _has_no_exponent(values.view(np.int16), 0x7C00)
+
+
+def _has_no_exponent(bits: np.ndarray, ones: int) -> bool:
+    """Whether no number has the exponent that is all ones, as infinities and what is no number have."""
+    return bits.size == 0 or int((bits & np.int16(ones)).max()) != ones
 
 
 def _convert(text: StoredText, out: Float[Tensor, "N D"], storage: TextStorage) -> None:

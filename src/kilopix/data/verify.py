@@ -14,7 +14,7 @@ import numpy as np
 from kilopix.data.columns import Blobs, ListedBlobs, check_columns
 from kilopix.data.parts import open_table
 from kilopix.data.shards import ShardIndex, read_index
-from kilopix.data.text_storage import tokens_in, view
+from kilopix.data.text_storage import is_finite, tokens_in, view
 from kilopix.english import counted
 from kilopix.runtime import is_whole, sha256_of_file
 from kilopix.types import UserError
@@ -115,13 +115,5 @@ def _bad_rows(blobs: Blobs, column: str, index: ShardIndex) -> Iterator[bool]:
             yield values is None or negative or not np.isfinite(values).all()
         else:
             whole = tokens_in(size, index.text_storage, index.text_width) > 0
-            yield not whole or not _text_is_finite(blobs[i], index)
-
-
-def _text_is_finite(data: np.ndarray, index: ShardIndex) -> bool:
-    text = view(data, index.text_storage, index.text_width)
-    if text.scales is not None:
-        return bool(np.isfinite(text.scales).all())
-    # Finite is every exponent that is not all ones, in either half-precision format.
-    ones = 0x7C00 if index.text_storage == "float16" else 0x7F80
-    return not ((text.values & ones) == ones).any()
+            storage = index.text_storage
+            yield not whole or not is_finite(view(blobs[i], storage, index.text_width), storage)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kilopix.config import Config
 from kilopix.diffusion.paths import EDMPath, GammaPath, PathConfig, StraightPath, expand, shift_time
-from kilopix.types import Prediction, TextStates
+from kilopix.types import Prediction
 
 
 class UniformTime(Config):
@@ -110,19 +110,6 @@ def _times(config: ObjectiveConfig, u: Float[Tensor, " B"]) -> Float[Tensor, " B
         return torch.sigmoid(levels)
     assert isinstance(config.path, EDMPath)
     return config.path.time_of(levels.exp())
-
-
-def drop_text(text: TextStates, empty: TextStates, dropped: Bool[Tensor, " B"]) -> TextStates:
-    """Replace the text of dropped samples by the empty text's states, in new tensors."""
-
-    def padded(x: Tensor, length: int) -> Tensor:
-        missing = length - x.shape[1]
-        return torch.cat([x, x.new_zeros(len(x), missing, *x.shape[2:])], dim=1) if missing else x
-
-    length = max(text.states.shape[1], empty.states.shape[1])
-    states = torch.where(dropped[:, None, None], padded(empty.states, length), padded(text.states, length))
-    mask = torch.where(dropped[:, None], padded(empty.mask, length), padded(text.mask, length))
-    return TextStates(states, mask)
 
 
 def loss_per_sample(

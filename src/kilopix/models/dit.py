@@ -90,6 +90,9 @@ class TextContext:
 class DiTBlock(nn.Module):
     """Self-attention, cross-attention to the text, MLP; each normalised, modulated, gated."""
 
+    varying = ((0,), (0,), (0,), (0, 2), (0, 1))
+    """The dimensions of the arguments that differ from call to call: batch and length of the text."""
+
     def __init__(self, config: DiTConfig):
         super().__init__()
         width, heads = config.width, config.heads

@@ -216,13 +216,19 @@ class RIN(nn.Module):
 
         The first pass builds no graph, runs for the samples that keep it, and writes no picture (RIN,
         section 3.3). Gradients are those of the second pass alone, however many batches are accumulated.
+        Where those that keep it are the first of the batch, as training puts them, nothing is copied to a
+        device and waited for.
         """
         previous = None
-        if bool(keep.any()):
-            kept = slice(None) if bool(keep.all()) else keep.nonzero().squeeze(1).to(x.device)
+        if count := int(keep.sum()):
+            first = bool(keep[:count].all())
+            kept = slice(count) if first else keep.nonzero().squeeze(1).to(x.device)
             with torch.no_grad():
-                seen = self._read(x[kept], gamma[kept], context.rows(kept), None, write_last=False)[1]
-            previous = seen if isinstance(kept, slice) else _scatter(seen, kept, len(x))
+                previous = self._read(x[kept], gamma[kept], context.rows(kept), None, write_last=False)[1]
+            if not isinstance(kept, slice):
+                previous = _scatter(previous, kept, len(x))
+            elif count < len(x):
+                previous = torch.cat([previous, previous.new_zeros(len(x) - count, *previous.shape[1:])])
         return self(x, gamma, context, previous)[0]
 
     def _read(

@@ -94,6 +94,8 @@ class SelfAttention(nn.Module):
 class SelfAttentionBlock(nn.Module):
     """x + attention(x), then x + MLP(x); each scaled by a learned vector where `layer_scale` starts it."""
 
+    varying = ((0, 1), (0, 1))
+
     def __init__(self, width: int, heads: int, mlp_ratio: int, layer_scale: float | None = None):
         super().__init__()
         self.initial_ln = nn.LayerNorm(width, EPS)
@@ -157,6 +159,10 @@ class CrossAttentionBlock(nn.Module):
 class RINBlock(nn.Module):
     """Latents read the text, read the data, think, and write to the data (RIN, section 3.2)."""
 
+    varying = ((0,), (0,), (0, 2), (0, 2), (0, 1))
+    compiled_parts = ("read_and_write", "read")
+    """What is compiled, each by itself: a flag inside would be a graph of its own for each value."""
+
     def __init__(
         self,
         token_width: int,
@@ -185,10 +191,28 @@ class RINBlock(nn.Module):
         write: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Data and latents after the block; with `write` false the data are left as they are."""
+        if write:
+            return self.read_and_write(data, latents, keys, values, mask)
+        return data, self.read(data, latents, keys, values, mask)
+
+    def read(
+        self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """The latents after they have read and thought."""
+        return self._thought(data, latents, keys, values, mask)
+
+    def read_and_write(
+        self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Data and latents, of which the data are written to last."""
+        latents = self._thought(data, latents, keys, values, mask)
+        return self.writer_ca(data, *self.writer_ca.ca.keys_values(latents)), latents
+
+    def _thought(
+        self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
+    ) -> Tensor:
         latents = self.retrieve_cond(latents, keys, values, mask)
         latents = self.retriever_ca(latents, *self.retriever_ca.ca.keys_values(data))
         for block in self.processer_sa:
             latents = block(latents)
-        if write:
-            data = self.writer_ca(data, *self.writer_ca.ca.keys_values(latents))
-        return data, latents
+        return latents

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor, nn
 
 from kilopix.config import Config
+from kilopix.training.parallel import local
 from kilopix.training.posthoc import WIDEST, decay
 
 
@@ -72,9 +73,9 @@ class ExponentialAverage:
         half_life = min(self.config.half_life_images, self.config.ramp * images_seen)
         return 0.5 ** (batch / max(half_life, 1e-8))
 
-    def update(self, network: nn.Module, images_seen: int, batch: int) -> None:
-        """Take in the weights after a step; `images_seen` counts that step's batch."""
-        move_towards(self.network, network, 1 - self.beta(images_seen, batch))
+    def update(self, network: nn.Module, images_seen: int, batch: int, taken: Tensor | None = None) -> None:
+        """Take in the weights after a step, unless `taken` is 0; `images_seen` counts that step's batch."""
+        move_towards(self.network, network, 1 - self.beta(images_seen, batch), taken)
 
 
 class PowerAverages:
@@ -89,10 +90,10 @@ class PowerAverages:
         self.networks = [_copied(network) for _ in config.sigma_rel]
         self.network = self.networks[0]
 
-    def update(self, network: nn.Module, images_seen: int, batch: int) -> None:
-        """Take in the weights after a step; `images_seen` counts that step's batch."""
+    def update(self, network: nn.Module, images_seen: int, batch: int, taken: Tensor | None = None) -> None:
+        """Take in the weights after a step, unless `taken` is 0; `images_seen` counts that step's batch."""
         for average, width in zip(self.networks, self.config.sigma_rel, strict=True):
-            move_towards(average, network, 1 - decay(width, images_seen, batch))
+            move_towards(average, network, 1 - decay(width, images_seen, batch), taken)
 
 
 Average = ExponentialAverage | PowerAverages
@@ -106,14 +107,18 @@ def build_average(network: nn.Module, config: ExponentialConfig | PowerConfig) -
 
 
 @torch.no_grad()
-def move_towards(average: nn.Module, network: nn.Module, share: float) -> None:
+def move_towards(average: nn.Module, network: nn.Module, share: float, taken: Tensor | None = None) -> None:
     """Move an average's parameters by a share of the way to the network's, and copy its buffers.
 
-    The tensors may be shards, as long as both networks are sharded alike.
+    The tensors may be shards, as long as both networks are sharded alike. `taken`, on the device and not
+    waited for, is 1, or 0 after a step that was left out, which leaves the average where it is.
     """
-    averages: list[Tensor] = list(average.parameters())
-    weights: list[Tensor] = list(network.parameters())
-    torch._foreach_lerp_(averages, weights, share)
+    averages: list[Tensor] = [local(p) for p in average.parameters()]
+    weights: list[Tensor] = [local(p) for p in network.parameters()]
+    if taken is None:
+        torch._foreach_lerp_(averages, weights, share)
+    else:
+        torch._foreach_lerp_(averages, weights, [share * taken] * len(weights))
     for old, new in zip(average.buffers(), network.buffers(), strict=True):
         old.copy_(new)
 

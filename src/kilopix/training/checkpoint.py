@@ -108,13 +108,25 @@ class Trained:
 
 
 def allocate_states(optimizer: torch.optim.Optimizer) -> None:
-    """Let an optimizer make the states of its parameters, by a step that changes nothing."""
+    """Let an optimizer make the states of its parameters, by a step that changes nothing.
+
+    It is one of a learning rate of 0, too, and its count is taken back, since on MPS a fused step is taken
+    even where it is told not to be.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    rates = [group["lr"] for group in optimizer.param_groups]
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
     set_skipped(optimizer, torch.ones((), device=parameters[0].device))
     optimizer.step()
     optimizer.zero_grad()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].zero_()
 
 
 def set_skipped(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:

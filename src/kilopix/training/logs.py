@@ -35,6 +35,8 @@ class LogWindow:
         self._on_line = on_line
         self._sums = {name: begun.get(name, 0.0) for name in _SUMS}
         self._last: float | None = None
+        self.notes: dict[str, Any] = {}
+        """What the next line says beside the means, once."""
 
     def add(
         self, images_seen: int, loss: float, norm: float, taken: bool, images: int, seconds: float
@@ -82,6 +84,8 @@ class LogWindow:
         }
         if sums["left_out"]:
             line["left_out"] = int(sums["left_out"])
+        line |= self.notes
+        self.notes = {}
         if self._work is not None:
             line["device_hours"] = self._work.device_hours(seconds)
             utilisation = self._work.utilisation(line["images_per_second"])
@@ -90,7 +94,7 @@ class LogWindow:
         if self.path is not None:
             append_line(self.path, line)
             if self._on_line is not None:
-                self._on_line({name: value for name, value in line.items() if value is not None})
+                self._on_line({name: x for name, x in line.items() if isinstance(x, int | float)})
         self._last = self.loss
         self._sums = dict.fromkeys(_SUMS, 0.0)
 

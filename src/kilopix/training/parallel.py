@@ -5,11 +5,13 @@ sharded (FSDP2). Gradients are summed, never averaged: the loss carries the weig
 """
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import count as counting
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -21,6 +23,7 @@ from kilopix.types import UserError
 
 Style = Literal["ddp", "fsdp"]
 Result = TypeVar("Result")
+_WAITS = counting()  # every process waits as often
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,31 @@ class Processes:
         if self.count > 1:
             torch.distributed.barrier()
 
+    def wait_for_main(self) -> None:
+        """Wait until the main process is here, however long that takes.
+
+        A barrier gives up after the patience of `watchdog.timeout_minutes`, which scoring may take longer
+        than; here the others look from time to time whether the main process is done.
+        """
+        if self.count == 1:
+            return
+        store, key = torch.distributed.distributed_c10d._get_default_store(), f"kilopix/{next(_WAITS)}"
+        if self.main:
+            store.set(key, "here")
+        while not store.check([key]):
+            time.sleep(0.05)
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place."""
         if self.count > 1:
             torch.distributed.all_reduce(values)
         return values
+
+    def all_agree(self, taken: Tensor) -> Tensor:
+        """The smallest of all processes' values, in place: what one of them leaves out, all leave out."""
+        if self.count > 1:
+            torch.distributed.all_reduce(taken, torch.distributed.ReduceOp.MIN)
+        return taken
 
     def smallest(self, value: int) -> int:
         """The smallest of all processes' numbers."""
@@ -194,7 +217,10 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
     """Join the processes that `torchrun` started, each on its own device; alone if it started none."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield Processes(device=pick_device(device), style=style)
+        device = pick_device(device)
+        if torch.device(device).index is not None and device.startswith("cuda"):
+            torch.cuda.set_device(device)  # streams, events and memory are asked of the current one
+        yield Processes(device=device, style=style)
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", os.environ["RANK"]))
     device = pick_device(device)

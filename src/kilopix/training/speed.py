@@ -4,33 +4,111 @@ In: the blocks of a network, and the device. Out: the same blocks, changed in pl
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
 Precision = Literal["auto", "float32", "bfloat16"]
 MOST_ON_CPU = 64
 """Images of a micro-batch on a CPU, where larger ones are no faster."""
+GRAPHS = 64
+"""Graphs of one piece of code that dynamo keeps: a few are needed, and at its limit it stops compiling."""
 
 
 def pick_precision(name: Precision, device_type: str) -> torch.dtype:
-    """The type in which layers multiply; weights, their averages and optimizer states are always float32."""
+    """The type in which layers multiply; weights, their averages and optimizer states are always float32.
+
+    `auto` is bfloat16 on GPUs that compute in it, not on those that only imitate it, as V100 and T4.
+    """
     if name == "auto":
-        has_it = device_type == "cuda" and torch.cuda.is_bf16_supported()
+        has_it = device_type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if has_it else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def speed_up(blocks: Sequence[nn.Module], compiled: bool, checkpointed: bool) -> None:
-    """Compile every block by itself, and keep no activations inside it; names of weights stay."""
+class Compiled:
+    """A function that is compiled once for all batch sizes and text lengths, and says whether it still is.
+
+    `varying` names, of each argument in turn, the dimensions that differ from call to call. In the last call
+    that had gradients, `holds` says whether its backward pass was a compiled one: dynamo falls back to
+    uncompiled code without an error.
+    """
+
+    def __init__(self, function: Callable[..., Any], varying: Sequence[Sequence[int]], backend: str):
+        self.function = torch.compile(function, backend=backend)
+        self.varying = varying
+        self.holds: bool | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """Call it; the shapes that vary are told to the compiler before it first sees them."""
+        for argument, dimensions in zip(args, self.varying, strict=False):
+            _vary(argument, dimensions)
+        out = self.function(*args)
+        last = out if isinstance(out, Tensor) else out[-1]
+        if last.grad_fn is not None:
+            self.holds = "CompiledFunction" in last.grad_fn.name()
+        return out
+
+
+def _vary(argument: Any, dimensions: Sequence[int]) -> None:
+    if isinstance(argument, Tensor):
+        for dimension in dimensions[: argument.ndim]:
+            torch._dynamo.maybe_mark_dynamic(argument, dimension)
+    elif isinstance(argument, tuple):
+        for part in argument:
+            _vary(part, dimensions)
+    elif is_dataclass(argument):
+        for field in fields(argument):
+            _vary(getattr(argument, field.name), dimensions)
+
+
+def speed_up(
+    blocks: Sequence[nn.Module], compiled: bool, checkpointed: bool, backend: str = "inductor"
+) -> None:
+    """Compile every block by itself, and keep no activations inside it; names of weights stay.
+
+    A block says what of it is compiled in `compiled_parts` (`forward` if nothing is said), and which
+    dimensions of the arguments vary in `varying` (the first of each). Compilation is inside of what is
+    computed anew: around it, dynamo would pass the block by without a word.
+    """
+    if compiled:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
     for block in blocks:
+        if compiled:
+            for name in getattr(block, "compiled_parts", ("forward",)):
+                varying = getattr(block, "varying", ((0,),) * 8)
+                setattr(block, name, Compiled(getattr(block, name), varying, backend))
         if checkpointed:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-        if compiled:
-            block.compile()
+
+
+def uncompiled(blocks: Sequence[nn.Module]) -> list[int]:
+    """The numbers of the blocks whose last backward pass was not a compiled one, of all its calls."""
+    return [i for i, block in enumerate(blocks) if not _holds(block)]
+
+
+def _holds(block: nn.Module) -> bool:
+    inner = block.forward.args[0] if isinstance(block.forward, partial) else block.forward
+    parts = [inner, *(getattr(block, name) for name in getattr(block, "compiled_parts", ()))]
+    found = [part.holds for part in parts if isinstance(part, Compiled) and part.holds is not None]
+    return bool(found) and all(found)
+
+
+def attention_kernel(
+    queries: tuple[int, int, int, int], keys: int, masked: bool, dtype: torch.dtype, device: str
+) -> str:
+    """Which of torch's kernels attention of these shapes `B H T E` gets: flash, efficient, cudnn or math."""
+    batch, heads, _, width = queries
+    q = torch.empty(queries, dtype=dtype, device=device, requires_grad=True)
+    k = torch.empty(batch, heads, keys, width, dtype=dtype, device=device, requires_grad=True)
+    mask = torch.ones(batch, 1, 1, keys, dtype=torch.bool, device=device) if masked else None
+    choice = SDPBackend(torch._fused_sdp_choice(q, k, k, mask))
+    return choice.name.lower().removesuffix("_attention")
 
 
 def largest_that_fits(fits: Callable[[int], bool], most: int) -> int:
