@@ -43,6 +43,25 @@ def test_after_one_half_life_half_of_the_old_weights_is_left():
     assert math.isclose(average.network.weight.item(), 0.5, rel_tol=1e-4)
 
 
+@pytest.mark.parametrize("config", [ExponentialConfig(half_life_images=100), PowerConfig()])
+def test_a_step_that_was_left_out_leaves_the_averages_alone(config):
+    network = nn.Linear(3, 2)
+    average = build_average(network, config)
+    nn.init.constant_(network.weight, 5.0)
+    before = [p.clone() for one in average.networks for p in one.parameters()]
+    average.update(network, 1000, 50, torch.zeros(()))
+    assert all(map(torch.equal, before, (p for one in average.networks for p in one.parameters())))
+    average.update(network, 1000, 50, torch.ones(()))
+    after = [p.clone() for one in average.networks for p in one.parameters()]
+    assert not torch.equal(before[0], after[0])
+    again = build_average(nn.Linear(3, 2), config)
+    for one in again.networks:
+        for parameter, value in zip(one.parameters(), before, strict=False):
+            parameter.data.copy_(value)
+    again.update(network, 1000, 50)
+    torch.testing.assert_close(next(iter(again.network.parameters())), after[0])
+
+
 def test_early_in_training_the_average_is_short():
     average = ExponentialAverage(nn.Linear(1, 1), ExponentialConfig(half_life_images=1e6, ramp=0.05))
     assert average.beta(images_seen=1000, batch=50) == 0.5

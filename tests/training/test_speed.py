@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from kilopix.training import parallel
 from kilopix.training.speed import largest_that_fits, pick_precision, speed_up
 
 
@@ -22,6 +23,22 @@ def test_the_micro_batch_is_halved_until_it_fits(room: int, expected: int):
 def test_precision_is_float32_on_a_cpu_unless_asked():
     assert pick_precision("auto", "cpu") == torch.float32
     assert pick_precision("bfloat16", "cpu") == torch.bfloat16
+
+
+def test_a_gpu_that_only_imitates_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
+    """As V100 and T4: without being told, torch calls their imitation support."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert pick_precision("auto", "cuda") == torch.float32
+
+
+def test_one_process_on_the_second_gpu_makes_it_the_current_one(monkeypatch: pytest.MonkeyPatch):
+    chosen: list[str] = []
+    monkeypatch.setattr(parallel, "pick_device", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for device in ("cuda:1", "cuda", "cpu"):
+        with parallel.join_processes(device, "ddp", 1.0) as processes:
+            assert processes.device == device
+    assert chosen == ["cuda:1"]
 
 
 def test_checkpointed_blocks_give_the_same_and_keep_less():
