@@ -67,7 +67,7 @@ STEPS = {
     "export": "export {world}/run {out} --device cpu",
     "export diffusers": "export {world}/run {out} --format diffusers --device cpu",
     "report": "report {world}/run {out}.html --scores {world}/scores --samples {world}/samples",
-    "plan": "plan mini --device h100-sxm --shards {world}/shards",
+    "plan": "plan mini {recipe} --device h100-sxm --shards {world}/shards",
 }
 
 
