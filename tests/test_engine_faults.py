@@ -233,3 +233,21 @@ def test_how_a_run_is_computed_may_change_under_it_but_not_what_it_learns(tiny_d
     kept = [int(f.name) for f in checkpoints(tmp_path / "run" / "checkpoints")]
     assert 128 in kept
     assert 320 in kept
+
+
+def test_a_step_that_does_not_fit_says_what_to_do_and_the_run_goes_on_with_less(
+    tiny_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    run = job(tiny_demo, tmp_path / "run")
+    forward = StepLoss.forward
+
+    def no_room(self, batch: StepBatch):
+        if batch.position >= 128 and len(batch) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return forward(self, batch)
+
+    monkeypatch.setattr(StepLoss, "forward", no_room)
+    with pytest.raises(UserError, match=r"no memory for 16 images at once.*goes on .* with 8, if"):
+        run.do()
+    assert run.do()
+    weights(tmp_path / "run")

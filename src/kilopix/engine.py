@@ -23,7 +23,7 @@ from kilopix.network import Network, attention_shapes, blocks_of, build_network,
 from kilopix.progress import Progress as Shown
 from kilopix.progress import working
 from kilopix.recipe import Recipe
-from kilopix.runtime import say
+from kilopix.runtime import read_json, say, write_json
 from kilopix.step import StepBatch, StepLoader, StepLoss, on_device, synthetic_batch
 from kilopix.training.averages import Average, build_average
 from kilopix.training.checkpoint import (
@@ -54,6 +54,8 @@ from kilopix.training.watchdog import Watchdog
 from kilopix.types import UserError
 from kilopix.watch import ScoreAverage, Watch, open_watch
 
+MICRO_BATCH = "micro_batch.json"
+"""In a run that once did not fit: the most images at once."""
 SETTLED = 3
 """Steps after which a run computes as it will to its end."""
 LATE = 1
@@ -123,7 +125,8 @@ def start(
     compiled = on_gpu if training.compile == "auto" else training.compile
     speed_up(blocks_of(network), compiled, training.activation_checkpointing)
     loss = StepLoss(network, recipe, precision)
-    loader = StepLoader(shards, recipe, processes, _micro_batch(loss, recipe, shards, processes, newest))
+    micro_batch = _micro_batch(loss, recipe, shards, processes, newest, out)
+    loader = StepLoader(shards, recipe, processes, micro_batch)
     for averaged in average.networks:
         processes.shard(averaged, [])
     processes.shard(loss, shards_of(network))
@@ -136,13 +139,15 @@ def start(
 
 
 def _micro_batch(
-    loss: StepLoss, recipe: Recipe, shards: Shards, processes: Processes, newest: Path | None
+    loss: StepLoss, recipe: Recipe, shards: Shards, processes: Processes, newest: Path | None, out: Path
 ) -> int:
     """Images that each process takes at once: as the recipe says, as before, or the most that fit."""
     training = recipe.training
     largest = -(-training.batch_size // processes.count)
     if training.micro_batch != "auto":
         return min(training.micro_batch, largest)
+    if (out / MICRO_BATCH).exists():
+        return min(int(read_json(out / MICRO_BATCH)["most"]), largest)
     if processes.device_type != "cuda":
         return min(largest, MOST_ON_CPU)
     if newest is not None:
@@ -239,7 +244,10 @@ class Stretch:
                 batch = next(batches)
                 self.watchdog.enter("computing, or waiting for the other processes")
                 before = run.images_seen
-                self._waiting.append(take_step(run, batch, self.stop.asked))
+                try:
+                    self._waiting.append(take_step(run, batch, self.stop.asked))
+                except torch.OutOfMemoryError as error:
+                    raise UserError(_no_room(run)) from error
                 due = run.images_seen // training.checkpoint_every > before // training.checkpoint_every
                 look = run.watch.due(before, run.images_seen)
                 self._settle(0 if due or look or run.images_seen >= training.images else LATE)
@@ -357,6 +365,18 @@ def take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
         arrived = torch.cuda.Event()
         arrived.record()
     return Step(batch, images_seen, facts, arrived, optimizer.param_groups[0]["lr"])
+
+
+def _no_room(run: Run) -> str:
+    """What to do where a step does not fit; the same command then takes fewer images at once."""
+    size = run.loader.micro_batch
+    less = max(size // 2, 1)
+    write_json(run.out / MICRO_BATCH, {"most": less})
+    return (
+        f"{run.out}: {run.processes.device} has no memory for {size} images at once. The same command "
+        f"goes on from the last checkpoint with {less}, if training.micro_batch is auto; "
+        "training.activation_checkpointing=true takes less, too."
+    )
 
 
 def _say_how(run: Run, steps: int) -> dict[str, Any]:

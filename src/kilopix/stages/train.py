@@ -25,7 +25,7 @@ from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.data.trained_on import TrainedOn
-from kilopix.engine import go_on_from, start, train
+from kilopix.engine import MICRO_BATCH, go_on_from, start, train
 from kilopix.english import counted
 from kilopix.graft import beginning
 from kilopix.jobs import Folder, State, clear, state_of
@@ -70,7 +70,7 @@ FOLDER = Folder(
         "*.jsonl",
         f"{CHECKPOINTS}/*",
     ),
-    (CODEC, "processes/*", "tensorboard/*", "wandb*"),
+    (CODEC, MICRO_BATCH, "processes/*", "tensorboard/*", "wandb*"),
     record=RECIPE,
 )
 
