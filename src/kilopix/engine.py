@@ -276,7 +276,8 @@ class Stretch:
             loss, norm, taken, stop = step.numbers.tolist()
             self._steps += 1
             if self._steps == SETTLED or step.images_seen >= self.run.recipe.training.images:
-                self.window.notes |= _say_how(self.run, self._steps)
+                with self.shown.paused():
+                    self.window.notes |= _say_how(self.run, self._steps)
             self._stopping |= stop > 0
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
@@ -402,7 +403,7 @@ def _say_how(run: Run, steps: int) -> dict[str, Any]:
     }
     if processes.main:
         names = {id(module): name for name, module in run.network.named_modules()}
-        told = f"{how['compiled_blocks']} of {len(blocks)} blocks compiled"
+        told = f"{how['compiled_blocks']} of {len(blocks)} blocks compiled" if run.compiled else "uncompiled"
         kinds = ", ".join(f"{kernel} for {name}" for name, kernel in kernels.items())
         say(
             f"Computing in {how['precision']}, {run.loader.micro_batch} images at once; attention: {kinds}; "

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -322,10 +323,8 @@ def pick_device(name: str = "auto") -> str:
 
 
 def say(text: str, stderr: bool = False) -> None:
-    """Tell the user one line; square brackets and paths are printed as they are, control characters not."""
-    from rich.console import Console
-
-    Console(soft_wrap=True, stderr=stderr).print(visible(text), markup=False, highlight=False, emoji=False)
+    """Tell the user one line, above the bar that is shown, if any; control characters are written out."""
+    print(visible(text), file=sys.stderr if stderr else sys.stdout, flush=True)
 
 
 def leave_terminal() -> None:

@@ -68,6 +68,8 @@ def test_the_bar_of_training_fits_a_terminal(columns: int, tiny_demo: Path, tmp_
     check_bars(seen.lines, "train", columns)
     assert "96/96  100%" in bars(seen.lines, "train")[-1]
     assert not any("MFU" in line for line in seen.lines)
+    said = " ".join(line for line in seen.lines if not line.startswith("train "))
+    assert "Computing in float32, 16 images at once" in said, "above the bar, not behind it"
 
 
 @pytest.mark.parametrize("width", [20, 40, *WIDTHS, 200])
