@@ -16,6 +16,7 @@ from PIL import Image
 
 from chat import completion, serve, text_of
 from kilopix.evaluation.protocol import Card, read_card
+from kilopix.runtime import read_lines, write_lines
 from tiny import Cli
 from tiny_models import save_vlm
 
@@ -71,10 +72,6 @@ def scored(grids: Path, questions: Path, model: Path, tmp_path_factory: pytest.T
     arguments = command(grids, questions, out, model)
     subprocess.run([sys.executable, "-m", "kilopix.cli", *arguments], check=True, capture_output=True)
     return out
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def value(card: Card, name: str) -> float:
@@ -161,14 +158,12 @@ def test_killed_and_started_again(
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait(60) == -signal.SIGKILL
     assert not (out / "answers.jsonl").exists()
-    first = (out / ".parts" / "part-00000.jsonl").read_text(encoding="utf-8")
-    marked = first.replace('"text": "', '"text": "kept ')
-    assert marked != first
-    (out / ".parts" / "part-00000.jsonl").write_text(marked, encoding="utf-8")
+    part = out / ".parts" / "part-00000.jsonl"
+    marked = json.loads(json.dumps(read_lines(part)).replace('"text": "', '"text": "kept '))
+    write_lines(part, marked)
     assert cli(*arguments).code == 0
-    assert (out / "answers.jsonl").read_text(encoding="utf-8").replace('"kept ', '"') == (
-        scored / "answers.jsonl"
-    ).read_text(encoding="utf-8")
+    unmarked = json.dumps(read_lines(out / "answers.jsonl")).replace('"kept ', '"')
+    assert json.loads(unmarked) == read_lines(scored / "answers.jsonl")
     assert (out / "answers.jsonl").read_text(encoding="utf-8").count('"kept ') == 24, (
         "eight pictures were not asked again"
     )

@@ -21,7 +21,7 @@ from kilopix.evaluation.geneval_prompts import official_prompts
 from kilopix.evaluation.made import Made, write_made
 from kilopix.evaluation.protocol import like, read_card
 from kilopix.generator import Generator
-from kilopix.runtime import write_lines
+from kilopix.runtime import read_lines, write_lines
 from kilopix.stages import sample_benchmark
 from tiny import Cli
 from tiny_models import save_clip, save_detector
@@ -71,10 +71,6 @@ def scored(models: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactor
     command = [sys.executable, "-m", "kilopix.cli", "geneval", str(pictures), "--out", str(out)]
     subprocess.run([*command, *arguments(models)], check=True, capture_output=True)
     return out
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_every_picture_has_detections_a_verdict_and_a_part_of_the_card(
@@ -177,11 +173,13 @@ def test_killed_and_started_again(scored: Path, pictures: Path, tmp_path: Path, 
     assert not (out / "detections.jsonl").exists()
     begun = {f.name: f.stat().st_mtime_ns for f in (out / ".parts").glob("part-*.jsonl")}
     assert 0 < len(begun) < -(-2 * len(PROMPTS) // 32)
-    stamp = (out / ".parts" / "part-00000.jsonl").read_bytes()
-    (out / ".parts" / "part-00000.jsonl").write_bytes(stamp.replace(b"mask2former-", b"mask2former-other-"))
+    part = out / ".parts" / "part-00000.jsonl"
+    stamp = part.read_bytes()
+    others = json.dumps(read_lines(part)).replace("mask2former-", "mask2former-other-")
+    write_lines(part, json.loads(others))
     refused = cli("geneval", pictures, "--out", out, *arguments(models))
     assert "begun with other weights" in refused.err, "the part was made anew"
-    (out / ".parts" / "part-00000.jsonl").write_bytes(stamp)
+    part.write_bytes(stamp)
     assert cli("geneval", pictures, "--out", out, *arguments(models)).code == 0
     for name in FILES:
         assert (out / name).read_bytes() == (scored / name).read_bytes(), name

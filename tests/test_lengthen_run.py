@@ -1,16 +1,12 @@
 """Prompts to longer prompts, by a small local model and by a served one."""
 
-import json
 from pathlib import Path
 
 from chat import Trouble, completion, serve, text_of
 from kilopix.evaluation.geneval_prompts import official_prompts
+from kilopix.runtime import read_lines
 from tiny import Cli
 from tiny_models import save_instruct
-
-
-def read_lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def test_a_local_model(tmp_path: Path, cli: Cli):

@@ -8,6 +8,7 @@ from PIL import Image
 from kilopix.data.world.objects import OBJECTS, held_out_colors
 from kilopix.data.world.render import render
 from kilopix.data.world.scenes import load_scenes
+from kilopix.runtime import read_json
 from kilopix.stages.mini import run
 from kilopix.types import UserError
 from tiny import temporary_of_dead_process
@@ -32,7 +33,7 @@ def test_the_set_is_laid_out_as_class_folders(made):
     for split, count in (("train", 5), ("val", 2)):
         assert sorted(p.name for p in (made / split).iterdir() if p.is_dir()) == sorted(folders)
         assert all(len(list((made / split / folder).glob("*.jpg"))) == count for folder in folders)
-    assert json.loads((made / "mini.json").read_text(encoding="utf-8")) == {"complete": True, **SMALL}
+    assert read_json(made / "mini.json") == {"complete": True, **SMALL}
     assert not list(made.rglob("*.tmp"))
 
 

@@ -78,8 +78,12 @@ def test_logs_and_scenes_end_their_lines_at_line_feeds_alone(tmp_path: Path):
     assert log.read_bytes().count(b"\n") == 2
     with open(log, "ab") as file:
         file.write('{"images": 24, "error": "\u00e9'.encode()[:-1])  # killed within a character
-    cut_log(log, 8)
-    assert log.read_bytes() == (json.dumps(line, ensure_ascii=False) + "\n").encode()
+    logged = {"images": 8, "loss": 0.5, "images_per_second": 1.0, "seconds": 2.0, "note": "a\u2028b"}
+    for cut in (log, tmp_path / "log.jsonl"):
+        with open(cut, "ab") as file:
+            file.write(f"\n{json.dumps(logged, ensure_ascii=False)}\n".encode())
+        cut_log(cut, 8)
+        assert [json.loads(text) for text in cut.read_bytes().splitlines()] == [logged]
     (tmp_path / "scenes.jsonl").write_bytes("\ufeff{}\u2028\n".encode())
     with pytest.raises(UserError, match=r"scenes\.jsonl, line 1: not a scene"):
         load_scenes(tmp_path)

@@ -22,6 +22,7 @@ for _ in range(3):  # as a test of one's own may, in one process
     with contextlib.suppress(SystemExit):
         main()
 assert "torch" not in sys.modules
+before["PYTHONIOENCODING"] = ":backslashreplace"  # that workers print any name, as this process does
 assert dict(os.environ) == before, "workers inherit it"
 print({1: "left alone", 2: "watched"}[threading.active_count()])
 """

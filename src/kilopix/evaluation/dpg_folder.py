@@ -18,7 +18,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 _IN_GRID = 4
 # Top left, top right, bottom left, bottom right, as the published scorer cuts a grid; in sides of a picture.
 _PLACES = ((0, 0), (1, 0), (0, 1), (1, 1))
-SIDE_FILES = ("made.json",)
+SIDE_FILES = ("made.json", "hashes.json")
 
 
 @dataclass(frozen=True)
