@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: help demo test test-slow test-kernels check fix bench study docs figures wheel clean
+.PHONY: help demo test test-slow test-kernels check fix bench gpu-check study docs figures wheel clean
 
 help:  ## Show these targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ bench: $(READY)  ## Measure speed, as ratios within one run.
 	$(BIN)/python benchmarks/fidelity.py
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/step_loading.py
+
+gpu-check: $(READY)  ## Measure and check what only a GPU can say, on one card, in some minutes.
+	$(BIN)/python benchmarks/gpu_check.py runs/gpu_check $(ARGS)
 
 docs: $(READY)  ## Build the documentation as a site: open site/index.html.
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --clean

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,11 +29,11 @@ from kilopix.models.rin import RIN_SIZES, RINConfig
 from kilopix.network import flops_per_image
 from kilopix.pretrained.autoencoder import SDAutoencoderConfig
 from kilopix.pretrained.text_encoder import T5Config
+from kilopix.progress import Progress
 from kilopix.recipe import DataConfig, Recipe, TrainingConfig
 from kilopix.step import StepBatch
 from kilopix.training.checkpoint import set_skipped
 from kilopix.training.parallel import Processes, clip_gradients
-from kilopix.training.progress import Display
 from kilopix.training.stopping import Stop
 from kilopix.training.watchdog import Watchdog
 from loading import write_shards
@@ -90,19 +91,19 @@ def engine_steps(run: engine.Run, steps: int) -> list[float]:
     """Seconds of each step of the training loop, from its second on."""
     stop, ended = Stop(), [0.0]
 
-    class Timed(Display):
-        """A display that is shown nowhere and notes when it is told of a step."""
+    class Timed(Progress):
+        """A bar that is shown nowhere and notes when it is told of a step."""
 
-        def update(self, done: int, note: str) -> None:
-            super().update(done, note)
+        def update(self, done: float, notes: Sequence[str] | None = None) -> None:
+            super().update(done, notes)
             ended.append(time.perf_counter())
             stop.asked = len(ended) > steps
 
     run.watch = engine.watch_over(run)
     watchdog = Watchdog(run.recipe.training.watchdog, run.out)
     with watchdog.watching():
-        display = Timed(run.recipe.training.images, 0, float("inf"))
-        stretch = engine.Stretch(run, stop, watchdog, display)
+        shown = Timed("train", run.recipe.training.images, quiet=True)
+        stretch = engine.Stretch(run, stop, watchdog, shown)
         stretch._save = lambda: None
         assert stretch.ended()
     return _each(ended[1:], ended[-1], run.processes.device)

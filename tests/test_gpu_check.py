@@ -1,0 +1,20 @@
+"""The check that runs on a GPU, rehearsed without one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.mark.slow
+def test_the_gpu_check_rehearses_on_a_cpu(tmp_path: Path):
+    command = [sys.executable, str(BENCHMARKS / "gpu_check.py"), str(tmp_path), "--tiny", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "gpu_check.json").read_text(encoding="utf-8"))
+    assert {row["section"] for row in rows} == {"env", "parity", "dit", "cad", "sampling"}
+    assert [row for row in rows if row["good"] is False] == []
