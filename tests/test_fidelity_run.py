@@ -216,6 +216,7 @@ def test_one_process_is_two_processes(pictures, weights, tmp_path: Path):
     assert cards[0] == cards[1]
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(weights, tmp_path: Path):
     fake, real, out, cache = (tmp_path / name for name in ("fake", "real", "out", "cache"))
     draw_pictures(fake, 120, 0)

@@ -51,6 +51,7 @@ def test_the_readme_in_a_terminal_of_80_columns(tmp_path: Path):
     assert any("━" in line for _, seen in done for line in seen.lines)
 
 
+@pytest.mark.slow
 def test_the_ten_minute_start_in_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for command in commands("docs/start.md"):
         seen = in_pipe(smaller(command), tmp_path)

@@ -49,7 +49,13 @@ def text(batch: int, seed: int = 0) -> TextStates:
     return TextStates(torch.randn(batch, 5, 12, generator=generator), torch.ones(batch, 5).bool())
 
 
-@pytest.mark.parametrize(("kind", "objective"), itertools.product(MODELS, OBJECTIVES))
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        pytest.param(*pair, marks=pytest.mark.slow if pair in (("rin", "ddpm"), ("rin", "edm")) else ())
+        for pair in itertools.product(MODELS, OBJECTIVES)
+    ],
+)
 def test_overfits_one_batch(kind, objective):
     net, config = network(kind), parse(ObjectiveConfig, OBJECTIVES[objective], "test")
     generator = torch.Generator().manual_seed(3)
