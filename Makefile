@@ -15,8 +15,8 @@ demo: $(READY)  ## Draw a small world, train on it, judge the model, open demo/r
 test: $(READY)  ## Run the tests.
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)  ## Run the longer trials.
-	$(BIN)/python -m pytest -m slow --timeout 7200
+test-slow: $(READY)  ## Run the longer trials; ARGS="-k trust" runs some.
+	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
 
 test-kernels: $(READY)  ## Run the tests for each kind of kernels, number of threads and locale; ONLY=a,b runs some.
 	$(BIN)/python tools/test_kernels.py $(if $(ONLY),--only $(ONLY)) $(TESTS)
