@@ -147,7 +147,12 @@ def _micro_batch(
     if training.micro_batch != "auto":
         return min(training.micro_batch, largest)
     if (out / MICRO_BATCH).exists():
-        return min(int(read_json(out / MICRO_BATCH)["most"]), largest)
+        most = read_json(out / MICRO_BATCH, sealed=True)["most"]
+        if type(most) is not int or most < 1:
+            raise UserError(
+                f"{out / MICRO_BATCH}: not a number of images ({most!r}); delete it."
+            )
+        return min(most, largest)
     if processes.device_type != "cuda":
         return min(largest, MOST_ON_CPU)
     if newest is not None:
@@ -275,9 +280,10 @@ class Stretch:
                 step.arrived.synchronize()
             loss, norm, taken, stop = step.numbers.tolist()
             self._steps += 1
-            if self._steps == SETTLED or step.images_seen >= self.run.recipe.training.images:
+            ends = step.images_seen >= self.run.recipe.training.images
+            if self._steps == SETTLED or (ends and self._steps < SETTLED):
                 with self.shown.paused():
-                    self.window.notes |= _say_how(self.run, self._steps)
+                    self.window.notes["computing"] = _say_how(self.run)
             self._stopping |= stop > 0
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
@@ -380,13 +386,11 @@ def _no_room(run: Run) -> str:
     )
 
 
-def _say_how(run: Run, steps: int) -> dict[str, Any]:
+def _say_how(run: Run) -> dict[str, Any]:
     """Say in what way the run computes, as it is after its first steps, and return it for the log.
 
     A block that is to be compiled and is not is named: dynamo falls back to slow code without an error.
     """
-    if steps > SETTLED:
-        return {}
     recipe, processes, blocks = run.recipe, run.processes, blocks_of(run.network)
     precision = pick_precision(recipe.training.precision, processes.device_type)
     kernels = {
@@ -414,7 +418,7 @@ def _say_how(run: Run, steps: int) -> dict[str, Any]:
                 f"{names[id(blocks[i])]}: runs uncompiled, and slower; see docs/troubleshooting.md.",
                 stderr=True,
             )
-    return {"computing": how}
+    return how
 
 
 def _name_samples(run: Run, batch: StepBatch, images_seen: int, outcome: Outcome) -> None:

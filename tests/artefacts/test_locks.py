@@ -130,6 +130,24 @@ def test_a_damaged_lock_holds_for_as_long_as_a_silent_owner(tmp_path, monkeypatc
         pass
 
 
+def test_a_lock_that_may_not_be_read_is_waited_for_and_not_spun_on(tmp_path, monkeypatch):
+    """As one of another user: it is seen when it was touched, not whose it is."""
+    monkeypatch.setattr(locks, "POLL", 0.05)
+    elsewhere(tmp_path, age=20)
+    monkeypatch.setattr(locks, "_read", lambda lock: None)
+    real = open
+
+    def refused(path, *more, **how):
+        if str(path).endswith(FOLDER_LOCK):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *more, **how)
+
+    monkeypatch.setattr("builtins.open", refused)
+    threading.Timer(0.3, lambda: os.utime(tmp_path / FOLDER_LOCK)).start()
+    with pytest.raises(UserError, match="in use by another process"), own_folder(tmp_path, "train"):
+        pass
+
+
 def test_an_owner_that_lost_its_folder_ends_at_once(tmp_path):
     slow = HOLD.replace("with own", "from kilopix.artefacts import locks\nlocks.BEAT = 0.1\nwith own")
     with subprocess.Popen(

@@ -36,6 +36,7 @@ PATIENCE = 180.0
 """Longer than any cache of file attributes, as NFS has them, and several beats."""
 POLL = 1.0
 STALE = 3600.0
+"""Seconds after which a temporary file of another machine is nobody's."""
 _TEMPORARY = re.compile(r"\..*\.(?P<tag>[0-9a-f]{6})-(?P<process>\d+)\.tmp")
 _LONGEST = 120  # bytes of a name that a temporary one repeats
 _held: dict[Path, int] = {}  # the thread of this process that holds a lock
@@ -78,13 +79,7 @@ class Owner:
         """Whether its process has ended; None where that cannot be seen from here."""
         if self.machine != machine():
             return None
-        try:
-            os.kill(self.process, 0)
-        except ProcessLookupError:
-            return True
-        except (PermissionError, OverflowError):
-            pass
-        return _start(self.process) != self.start
+        return _has_ended(self.process) or _start(self.process) != self.start
 
     def __str__(self) -> str:
         where = "" if self.machine == machine() else f" on {self.host}"
@@ -99,6 +94,17 @@ def machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:  # not Linux
         return f"{socket.gethostname()} {uuid.getnode():x}"
+
+
+def _has_ended(process: int) -> bool:
+    """Whether no process of this machine has the number, or one that only waits to be forgotten."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError):
+        pass
+    return _start(process) == ""
 
 
 def _start(process: int) -> str:
@@ -145,7 +151,7 @@ def _delete_if_left(entry: Path) -> None:
         return
     with contextlib.suppress(FileNotFoundError):
         if match["tag"] == _tag():
-            left = _start(int(match["process"])) == ""
+            left = _has_ended(int(match["process"]))
         else:
             left = _now(entry) - entry.lstat().st_mtime > STALE
         if left and entry.is_dir() and not entry.is_symlink():
@@ -181,35 +187,24 @@ def own_folder(folder: Path, command: str, wait: bool = False) -> Iterator[None]
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: a file is there; choose another folder.")
-    made = _make_folders(folder)
-    try:
-        with _own(folder, folder / FOLDER_LOCK, command, wait) as after_dead:
-            delete_temporary(folder, after_dead)
-            yield
-    finally:
-        for empty in reversed(made):
-            with contextlib.suppress(OSError):  # not empty, or gone
-                empty.rmdir()
+    with _made(folder), _own(folder, folder / FOLDER_LOCK, command, wait) as after_dead:
+        delete_temporary(folder, after_dead)
+        yield
 
 
 @contextlib.contextmanager
 def own_file(file: Path, command: str, wait: bool = False) -> Iterator[None]:
     """Inside, this process alone writes the file, or the folder that is replaced whole; see `own_folder`."""
-    made = _make_folders(file.parent)
     lock = file.with_name(f".{_short(file.name)}.lock")
-    try:
-        with _own(file, lock, command, wait):
-            for litter in file.parent.glob(f".{glob.escape(_short(file.name))}.*.tmp"):
-                _delete_if_left(litter)
-            yield
-    finally:
-        for empty in reversed(made):
-            with contextlib.suppress(OSError):
-                empty.rmdir()
+    with _made(file.parent), _own(file, lock, command, wait):
+        for litter in file.parent.glob(f".{glob.escape(_short(file.name))}.*.tmp"):
+            _delete_if_left(litter)
+        yield
 
 
-def _make_folders(folder: Path) -> list[Path]:
-    """The folders that had to be made, outermost first."""
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Make a folder and those above it; of these, what is empty at the end is removed again."""
     missing = []
     for one in (folder, *folder.parents):
         if one.exists():
@@ -219,7 +214,12 @@ def _make_folders(folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another place.") from None
-    return missing[::-1]
+    try:
+        yield
+    finally:
+        for empty in missing:
+            with contextlib.suppress(OSError):  # not empty, or gone
+                empty.rmdir()
 
 
 @contextlib.contextmanager
@@ -283,7 +283,7 @@ def _take(place: Path, lock: Path, owner: Owner, wait: bool) -> bool | None:
 def _make(lock: Path, owner: Owner) -> bool:
     """Make the lock file, whole from its first moment; whether there was none."""
     content = json.dumps(asdict(owner)).encode()
-    temporary = temporary_beside(lock).with_name(f".{lock.name}.{owner.token}.tmp")
+    temporary = lock.with_name(f".{lock.name}.{owner.token}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -314,10 +314,11 @@ def _read(lock: Path) -> Owner | None:
 
 def _touched(lock: Path) -> float | None:
     """When a lock was touched last; None if it is gone."""
+    with contextlib.suppress(OSError), open(lock, "rb"):  # so that a network file system asks its server
+        pass
     try:
-        with open(lock, "rb") as file:  # opened, so that a network file system asks its server
-            return os.fstat(file.fileno()).st_mtime
-    except OSError:
+        return lock.stat().st_mtime  # also of one that may not be read
+    except FileNotFoundError:
         return None
 
 
