@@ -149,9 +149,7 @@ def _micro_batch(
     if (out / MICRO_BATCH).exists():
         most = read_json(out / MICRO_BATCH, sealed=True)["most"]
         if type(most) is not int or most < 1:
-            raise UserError(
-                f"{out / MICRO_BATCH}: not a number of images ({most!r}); delete it."
-            )
+            raise UserError(f"{out / MICRO_BATCH}: not a number of images ({most!r}); delete it.")
         return min(most, largest)
     if processes.device_type != "cuda":
         return min(largest, MOST_ON_CPU)
