@@ -28,8 +28,7 @@ from kilopix.jobs import PARTS, open_job
 from kilopix.pretrained.inception import load_inception
 from kilopix.pretrained.vision import FeatureExtractor, load_efficientnet_lite0
 from kilopix.pretrained.vision_hub import CLIP, load_clip, load_dinov2
-from kilopix.pretrained.weights import read_weights_file
-from kilopix.runtime import cache_folder, say, sha256_of_text, write_tensors
+from kilopix.runtime import cache_folder, read_tensors, say, sha256_of_text, write_tensors
 from kilopix.types import UserError
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def store_features(
     folder = base / "features" / f"{network}-{sha256_of_text(json.dumps(job))[:16]}"
     files = pictures.set.files
     sizes = [min(rows, len(files) - start) for start in range(0, len(files), rows)]
-    parts = Parts(folder, len(sizes))
+    parts = Parts(folder, len(sizes), job=folder.name)
     with own_folder(folder, "fidelity", wait=True):  # who scores others against the same images waits
         open_job(folder, PARTS, job)
         if parts.missing():
@@ -168,24 +167,28 @@ def store_features(
 def stored_moments(features: StoredFeatures) -> Moments:
     """The moments of stored features, from a file beside them if it is there."""
     path = features.parts.folder / "moments.safetensors"
-    stored = _whole_moments(path)
+    stored = _whole_moments(path, features.parts.job)
     if stored is None:
         made = moments_of(features)
         count = torch.tensor(made.count)
-        write_tensors(path, {"count": count, "mean": made.mean.cpu(), "scatter": made.scatter.cpu()})
-        stored = read_weights_file(path)
+        job = {"job": features.parts.job}
+        write_tensors(path, {"count": count, "mean": made.mean.cpu(), "scatter": made.scatter.cpu()}, job)
+        stored, _ = read_tensors(path)
     device = "cpu" if features.device.startswith("mps") else features.device  # mps has no float64
     mean, scatter = stored["mean"].to(device), stored["scatter"].to(device)
     return Moments(int(stored["count"]), mean, scatter)
 
 
-def _whole_moments(path: Path) -> dict[str, Tensor] | None:
-    """The moments of an earlier call; None if there are none, or damaged ones, which is said."""
+def _whole_moments(path: Path, job: str) -> dict[str, Tensor] | None:
+    """The moments of an earlier call; None if there are none, or damaged or other ones, which is said."""
     if not path.exists():
         return None
     try:
-        stored = read_weights_file(path)
+        stored, header = read_tensors(path)
     except UserError as error:
         say(f"{error} It is made anew.")
         return None
-    return stored if stored.keys() == {"count", "mean", "scatter"} else None
+    if header.get("job") == job and stored.keys() == {"count", "mean", "scatter"}:
+        return stored
+    say(f"{path}: not the moments of these features, and made anew.")
+    return None

@@ -6,6 +6,7 @@ real pictures may be given by the statistics of their features, for which there 
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -71,6 +72,17 @@ class Work:
         assert self.reference is not None
         return self.reference.sha256
 
+    @property
+    def job(self) -> dict[str, Any]:
+        """What a folder of scores is of."""
+        return {
+            "stage": "fidelity",
+            "images": self.images.sha256,
+            "reference": self.reference_sha256,
+            "prompts": self.images.set.prompts_sha256,
+            "settings": self.config.protocol(),
+        }
+
     def features(self, network: str, real: bool = False) -> StoredFeatures:
         """The features of either set, made where they are not there yet."""
         pictures = self.reference if real else self.images
@@ -127,14 +139,7 @@ def read_work(
         device=pick_device(device),
         workers=workers,
     )
-    job = {
-        "stage": "fidelity",
-        "images": pictures.sha256,
-        "reference": work.reference_sha256,
-        "prompts": found.prompts_sha256,
-        "settings": config.protocol(),
-    }
-    open_job(out, FOLDER, job, overwrite)
+    open_job(out, FOLDER, work.job, overwrite)
     return work
 
 

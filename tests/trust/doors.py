@@ -151,17 +151,10 @@ def build(root: Path, kilopix: Callable[..., object]) -> dict[str, Door]:
     kilopix("train", root / "shards", root / "run", *settings, "--device", "cpu")
     kilopix("sample", root / "run", "a red car", "a cat", "--out", root / "samples", "-n", 4)
     kilopix("evaluate", root / "run", root / "held_out.parquet", "--out", root / "scores")
-    for number, prompt in enumerate(official_prompts()[::60]):
-        noise(sample_path(root / "geneval", number, 0), number)
-        metadata_path(root / "geneval", number).write_text(metadata_text(prompt), encoding="utf-8")
-    for number, name in enumerate(NAMES):
-        noise(root / "dpg" / f"{name}.png", number, 64)
-    _write_questions(root / "questions.csv")
+    write_benchmarks(root)
     models = root / "models"
-    save_detector(models / "detector"), save_clip(models / "clip"), save_vlm(models / "vlm")
     seen = ["--detector", models / "detector", "--clip", models / "clip", "--any-prompts", "--device", "cpu"]
     asked = ["--questions", root / "questions.csv", "--model", models / "vlm", "--device", "cpu"]
-    (root / "prompts.txt").write_text("a cat\na dog\na car on snow\n", encoding="utf-8")
     features = [root / "held_out.parquet", "--only", "efficientnet-lite0", "--workers", 1]
     return {
         "mini": Door(lambda out: ["mini", out, *sizes]),
@@ -192,7 +185,7 @@ def build(root: Path, kilopix: Callable[..., object]) -> dict[str, Door]:
                 "--model",
                 "big",
                 "--server",
-                _SERVER[0],
+                SERVER[0],
                 "--prompts",
                 root / "prompts.txt",
             ],
@@ -205,23 +198,33 @@ def build(root: Path, kilopix: Callable[..., object]) -> dict[str, Door]:
     }
 
 
-_SERVER: list[str] = []
+SERVER: list[str] = []
+"""The address of the chat server, while there is one."""
 
 
 @contextlib.contextmanager
 def chat_server() -> Iterator[None]:
     """What lengthens prompts."""
     with serve(lambda body: completion(f"Longer: {text_of(body)[-40:]}.")) as (url, _):
-        _SERVER[:] = [url]
+        SERVER[:] = [url]
         yield
 
 
-def _write_questions(path: Path) -> None:
+def write_benchmarks(root: Path, seed: int = 0) -> None:
+    """Images as GenEval and DPG-Bench take them, prompts, questions, and small models that look at them."""
     import csv
 
-    with open(path, "w", newline="", encoding="utf-8") as file:
+    for number, prompt in enumerate(official_prompts()[::60]):
+        noise(sample_path(root / "geneval", number, 0), seed + number)
+        metadata_path(root / "geneval", number).write_text(metadata_text(prompt), encoding="utf-8")
+    for number, name in enumerate(NAMES):
+        noise(root / "dpg" / f"{name}.png", seed + number, 64)
+    models = root / "models"
+    save_detector(models / "detector"), save_clip(models / "clip"), save_vlm(models / "vlm")
+    (root / "prompts.txt").write_text("".join(f"a {name}\n" for name in NAMES), encoding="utf-8")
+    with open(root / "questions.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
         for name in NAMES:
-            text = f"Is there a car in {name}?"
+            text = f"Is there car {seed} in {name}?"
             writer.writerow([name, f"a {name}", "", 1, "0", "x", "y", f"{CATEGORIES[0]} (a)", text])

@@ -4,6 +4,7 @@ Two small worlds are made once, the second with other seeds. Each case takes a c
 file and calls one command that reads it. With `-s` a table of counts is printed, in Markdown.
 """
 
+import os
 import random
 import shutil
 import traceback
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from doors import SERVER, chat_server, write_benchmarks
 
 from kilopix.cli import main
 from kilopix.demo import run as run_demo
@@ -42,6 +44,11 @@ FAST = ["--steps", "1", "--device", "cpu"]
 RECIPES = ("encode again", "train", "train again", "start from")
 JUDGING = [setting for setting in TINY if setting.startswith("evaluation.")]
 KID = ["--only", "efficientnet-lite0", "kid_subset_size=2", "neighbours=1"]
+SEEN = ["--detector", "{models}/detector", "--clip", "{models}/clip", "--any-prompts"]
+ASKED = ["--questions", "questions.csv", "--model", "{models}/vlm", "--device", "cpu"]
+MADE = ["-n", "1", "--questions", "questions.csv", "--device", "cpu"]
+LENGTHENED = ["--lengthened", "longer.jsonl"]
+LONGER = ["--model", "big", "--server", "{server}", "--prompts", "prompts.txt"]
 COMMANDS: dict[str, list[str]] = {
     "augment": ["augment", "captions.parquet", "new"],
     "augment again": ["augment", "captions.parquet", "augmented", "--size", "32"],
@@ -64,8 +71,21 @@ COMMANDS: dict[str, list[str]] = {
     "evaluate": ["evaluate", "run", "held_out.parquet", "--out", "new", *JUDGING],
     "evaluate again": ["evaluate", "run", "held_out.parquet", "--out", "scores", *JUDGING],
     "fidelity": ["fidelity", "pictures", "world/val", "--out", "new", *KID],
+    "fidelity again": ["fidelity", "pictures", "world/val", "--out", "distances", *KID],
+    "geneval again": ["geneval", "geneval", "--out", "detected", *SEEN],
+    "dpg again": ["dpg", "dpg", "--out", "answered", *ASKED],
+    "dpg made": ["dpg", "made", "--out", "new", "--layout", "folders", *ASKED],
+    "sample-benchmark again": ["sample-benchmark", "dpg", "run", "made", *MADE],
+    "sample-benchmark longer": ["sample-benchmark", "dpg", "run", "new", *MADE, *LENGTHENED],
+    "lengthen again": ["lengthen", "longer.jsonl", *LONGER],
+    "fetch-dpg again": ["fetch-dpg", "fetched.csv", "--url", "file://{place}/questions.csv"],
     "caption again": ["caption", "world/train", "captions.parquet", "--captioner", "structured"],
 }  # fmt: skip
+MADE_ONCE = (
+    *("sample again", "fidelity again", "geneval again", "dpg again", "lengthen again", "fetch-dpg again"),
+    "sample-benchmark again",
+)
+SCORED = ("distances/card.json", "distances/scores/efficientnet-lite0.json")
 LAST = "run/checkpoints/*96"
 ENDED = ("run/model.safetensors",)
 ARTEFACTS = [
@@ -100,6 +120,25 @@ ARTEFACTS = [
     Artefact("card", "scores/card.json", ("compare", "report"), ("compare",)),
     Artefact("verdicts", "scores/judged.jsonl", ("compare", "report", "evaluate again")),
     Artefact("job of evaluate", "scores/job.json", ("evaluate again",)),
+    Artefact("features of images", "distances/features/*/part-00000.arrow", ("fidelity again",), None,
+             SCORED),
+    Artefact("moments of features", "distances/features/*/moments.safetensors", ("fidelity again",), None,
+             SCORED),
+    Artefact("job of features", "distances/features/*/job.json", ("fidelity again",), None, SCORED),
+    Artefact("features in the cache", "cache/features/*/part-00000.arrow", ("fidelity",)),
+    Artefact("moments in the cache", "cache/features/*/moments.safetensors", ("fidelity",)),
+    Artefact("scores of a network", "distances/scores/*.json", ("fidelity again",), None,
+             ("distances/card.json",)),
+    Artefact("job of fidelity", "distances/job.json", ("fidelity again",)),
+    Artefact("detections", "detected/detections.jsonl", ("geneval again",)),
+    Artefact("GenEval's metadata", "geneval/00003/metadata.jsonl", ("geneval again",)),
+    Artefact("answers", "answered/answers.jsonl", ("dpg again",)),
+    Artefact("questions", "questions.csv", ("dpg again",)),
+    Artefact("fetched questions", "fetched.csv", ("fetch-dpg again",)),
+    Artefact("lengthened prompts", "longer.jsonl", ("sample-benchmark longer", "lengthen again"),
+             ("lengthen again",)),
+    Artefact("list of benchmark images", "made/made.json", ("sample-benchmark again", "dpg made")),
+    Artefact("benchmark image", "made/*/0000.png", ("sample-benchmark again", "dpg made")),
 ]  # fmt: skip
 
 
@@ -129,8 +168,9 @@ REPLACED = "another valid one"
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with two worlds, `one` and `two`."""
     root = tmp_path_factory.mktemp("worlds")
-    make_worlds(root)
-    yield root
+    with chat_server():
+        make_worlds(root)
+        yield root
     print(table())
 
 
@@ -142,7 +182,13 @@ def make_worlds(root: Path) -> None:
         call(folder, ["train", "shards", "power", *RECIPE, *POWER, *more])
         call(folder, ["export", "run", "exported", "--steps", "1"])
         shutil.rmtree(folder / "pictures")
-        call(folder, COMMANDS["sample again"])
+        write_benchmarks(folder, 100 * len(more))
+        shutil.rmtree(root / "models", ignore_errors=True)
+        shutil.move(folder / "models", root / "models")
+        for command in (*MADE_ONCE, "fidelity"):
+            code, said = call(folder, COMMANDS[command])
+            assert code == 0, said
+        shutil.rmtree(folder / "new")
 
 
 def call(place: Path, command: list[str], ask: str = "") -> tuple[int, str]:
@@ -153,6 +199,9 @@ def call(place: Path, command: list[str], ask: str = "") -> tuple[int, str]:
 
     if ask in RECIPES:
         command = [*command, *RECIPE]
+    facts = {"models": (place.parent / "models").resolve(), "place": place, "server": SERVER[0]}
+    command = [part.format(**facts) for part in command]
+    os.environ["KILOPIX_CACHE"] = str(place / "cache")
     printed, before = io.StringIO(), sys.argv
     with contextlib.chdir(place), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         sys.argv = ["kilopix", *command]
@@ -197,14 +246,20 @@ def table() -> str:
     return "\n" + "\n".join(lines)
 
 
+def copied(worlds: Path, folder: Path) -> Path:
+    """A copy of the first world, with the models beside it."""
+    if not (folder / "models").exists():
+        (folder / "models").symlink_to(worlds / "models")
+    return shutil.copytree(worlds / "one", folder / "here")
+
+
 @pytest.mark.parametrize("artefact", ARTEFACTS, ids=lambda one: one.name)
 def test_a_damaged_artefact_is_named_or_passed_by(worlds: Path, artefact: Artefact, tmp_path: Path):
     wrong: list[str] = []
     for fault in [*FAULTS, REPLACED]:
         again = artefact.commands if artefact.again is None else artefact.again
         for command in again if fault == REPLACED else artefact.commands:
-            place = tmp_path / "here"
-            shutil.copytree(worlds / "one", place)
+            place = copied(worlds, tmp_path)
             if command == "compare":
                 (place / "others").mkdir()
                 shutil.copytree(worlds / "one" / "scores", place / "others" / "scores")
@@ -232,7 +287,7 @@ def test_a_damaged_artefact_is_named_or_passed_by(worlds: Path, artefact: Artefa
 @pytest.mark.parametrize("command", COMMANDS)
 def test_nothing_is_said_of_a_sound_world(worlds: Path, command: str, tmp_path: Path):
     """Without which no outcome above would mean anything."""
-    place = shutil.copytree(worlds / "one", tmp_path / "here")
+    place = copied(worlds, tmp_path)
     if command == "compare":
         shutil.copytree(worlds / "one" / "scores", place / "others" / "scores")
     code, said = call(place, COMMANDS[command], command)

@@ -20,7 +20,7 @@ from PIL import Image
 from kilopix.data.image_arrays import array_image
 from kilopix.data.sources import BrokenImage, decode, read_bytes
 from kilopix.progress import Progress
-from kilopix.runtime import read_json, sha256_of_file, write_json
+from kilopix.runtime import read_json, say, sha256_of_file, write_json
 from kilopix.types import UserError
 
 Size = tuple[int, int]
@@ -85,6 +85,7 @@ def check_pictures(
         ]
         _refuse(root, odd, f"are not of {wanted[0]}x{wanted[1]} pixels{other_size}")
     made = _hashes(root)
+    check_record(root)
     now = zip(files, (one.sha256 for one in looked), strict=True)
     refuse_changed(root, [file for file, digest in now if made.get(file, digest) != digest])
     if not allow_doubled:
@@ -94,7 +95,10 @@ def check_pictures(
 
 
 def write_hashes(root: Path, files: Sequence[str]) -> None:
-    """Keep the SHA-256 of images that were made, so that one which is replaced is not scored unsaid."""
+    """Keep the SHA-256 of images that were made, so that one which is replaced is not scored unsaid.
+
+    The record of how they were made is to be among the files: it goes with these images only.
+    """
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
         hashes = list(pool.map(sha256_of_file, [root / file for file in files]))
     write_json(root / HASHES, {"files": dict(zip(files, hashes, strict=True))})
@@ -102,8 +106,25 @@ def write_hashes(root: Path, files: Sequence[str]) -> None:
 
 def changed_images(root: Path) -> list[str]:
     """The images below a folder that are others than those whose hashes lie beside them."""
-    made = _hashes(root)
+    made = {name: digest for name, digest in _hashes(root).items() if not name.endswith(".json")}
     return [n for n, digest in made.items() if (root / n).is_file() and sha256_of_file(root / n) != digest]
+
+
+def check_record(root: Path) -> None:
+    """Refuse a record of how images were made that was not written with these images."""
+    for name, digest in _hashes(root).items():
+        if name.endswith(".json") and (root / name).is_file() and sha256_of_file(root / name) != digest:
+            raise UserError(
+                f"{root / name}: is not what was written with these images, so it may say of others how they "
+                f"were made. Run the command that made them again, or delete {root / HASHES} if you mean it."
+            )
+
+
+def delete_changed(root: Path) -> None:
+    """Delete images that are others than those whose hashes lie beside them, so that they are made anew."""
+    for name in changed_images(root):
+        say(f"{root / name}: is not the image that was made, so it is damaged or another, and made anew.")
+        (root / name).unlink()
 
 
 def _hashes(root: Path) -> dict[str, str]:

@@ -41,10 +41,11 @@ class LineParts(Parts):
         for i in range(self.count):
             yield from read_lines(self.path(i), sealed=True)
 
-    def check(self, path: Path) -> None:
-        """Raise `Damaged` if a part is not what was written."""
-        for _ in lines_or_faults(path, sealed=True):
+    def check(self, part: int) -> bool:
+        """Whether it is there; raises `Damaged` if a part is not what was written."""
+        for _ in lines_or_faults(self.path(part), sealed=True):
             pass
+        return True
 
 
 def finished_lines(

@@ -36,6 +36,8 @@ class Parts:
     folder: Path
     count: int
     ending: str = "arrow"
+    job: str = ""
+    """A name of the job that parts carry, so that one of another job is not taken for it; none if empty."""
 
     def path(self, part: int) -> Path:
         """The file of a part."""
@@ -49,18 +51,25 @@ class Parts:
 
     def _is_whole(self, part: int) -> bool:
         path = self.path(part)
-        if not is_whole(path):
+        if not path.exists():
             return False
         try:
-            self.check(path)
+            if is_whole(path) and self.check(part):
+                return True
         except Damaged:
-            say(f"{path}: damaged, and made anew.")
-            return False
-        return True
+            pass
+        say(f"{path}: damaged, or of another job, and made anew.")
+        return False
 
-    def check(self, path: Path) -> None:
-        """Raise `Damaged` if a part is not what was written."""
+    def check(self, part: int) -> bool:
+        """Whether a part is of this job; raises `Damaged` if it is not what was written."""
+        path = self.path(part)
         check_table(path, required=True)
+        return not self.job or read_table(path, check=False).schema.metadata == self.told(part)
+
+    def told(self, part: int) -> dict[bytes, bytes]:
+        """What a part says of itself."""
+        return {b"part": f"{self.job}/{part}".encode()}
 
     def tables(self) -> "Iterator[pa.Table]":
         """All parts in order."""
@@ -86,7 +95,10 @@ class TableJob:
         return self._write
 
     def _write(self, part: int) -> None:
-        write_table(self.parts.path(part), self.make(part))
+        table = self.make(part)
+        if self.parts.job:
+            table = table.replace_schema_metadata(self.parts.told(part))
+        write_table(self.parts.path(part), table)
 
 
 def make_parts(

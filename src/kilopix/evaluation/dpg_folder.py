@@ -31,9 +31,13 @@ class Picture:
 
 
 def find_pictures(
-    root: Path, names: Sequence[str], layout: Layout = "grid", per_prompt: int | None = None
+    root: Path,
+    names: Sequence[str],
+    layout: Layout = "grid",
+    per_prompt: int | None = None,
+    source: str = "the questions",
 ) -> list[Picture]:
-    """The pictures of all prompts, in the order of `names`.
+    """The pictures of all prompts, in the order of `names`, which `source` gives.
 
     `per_prompt` is 4 for a grid, 1 for single pictures, and for folders as many as the most have, unless it
     is given. A grid of which fewer are asked for gives the first ones.
@@ -42,7 +46,7 @@ def find_pictures(
         raise UserError(f"{root}: no such folder of pictures.")
     entries = [f for f in sorted(root.iterdir()) if not f.name.startswith(".") and f.name not in SIDE_FILES]
     by_name = _by_name(root, entries, folders=layout == "folders")
-    _compare(root, names, by_name)
+    _compare(root, names, by_name, source)
     if layout == "folders":
         return _in_folders(root, names, by_name, per_prompt)
     count = per_prompt or (_IN_GRID if layout == "grid" else 1)
@@ -73,17 +77,17 @@ def _by_name(root: Path, entries: Sequence[Path], folders: bool) -> dict[str, Pa
     return by_name
 
 
-def _compare(root: Path, names: Sequence[str], by_name: dict[str, Path]) -> None:
+def _compare(root: Path, names: Sequence[str], by_name: dict[str, Path], source: str) -> None:
     missing = [name for name in names if name not in by_name]
     if missing:
         raise UserError(
-            f"{root}: {len(missing)} of {len(names)} prompts have no picture: {', '.join(missing[:5])}"
-            f"{', ...' if len(missing) > 5 else ''}. Nothing was scored."
+            f"{root}: {len(missing)} of {len(names)} prompts of {source} have no picture: "
+            f"{', '.join(missing[:5])}{', ...' if len(missing) > 5 else ''}. Nothing was scored."
         )
     known = set(names)
     foreign = [entry for name, entry in by_name.items() if name not in known]
     if foreign:
-        raise UserError(f"{foreign[0]}: belongs to no prompt of the questions; remove it.")
+        raise UserError(f"{foreign[0]}: belongs to no prompt of {source}; remove it.")
 
 
 def _in_folders(

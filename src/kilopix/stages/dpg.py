@@ -68,7 +68,7 @@ def run(
     for oddity in every.oddities:
         say(f"  odd: {oddity}")
     names = [item.name for item in every.items]
-    pictures = find_pictures(images, names, layout, per_prompt)
+    pictures = find_pictures(images, names, layout, per_prompt, str(questions))
     made = read_made(images, made_by)
     checked = _check(images, pictures, layout, size, allow_doubled)
     header, lines = _answers(images, questions, out, pictures, every.items, checked, vqa, devices, overwrite)

@@ -170,7 +170,7 @@ def _fidelity(work: Work, name: str) -> tuple[list[Score], Evaluator]:
     """Distances and shares by the features of one network."""
     network = load_network(name, work.config.weights, work.device)
     fingerprint = network.fingerprint
-    values = _remember(work.out / "scores" / f"{name}.json", fingerprint, partial(_compare, work, name))
+    values = _remember(work, name, fingerprint, partial(_compare, work, name))
     n = len(work.images.set.files)
     real = n if work.reference is None else len(work.reference.set.files)
     caution = few_images(min(n, real), network.width)
@@ -223,12 +223,15 @@ def _compare(work: Work, name: str) -> dict[str, float]:
         return values | asdict(neighbours(real, fake, config.neighbours, shown.advance))
 
 
-def _remember(path: Path, fingerprint: str, compute: Callable[[], Any]) -> Any:
-    """What these weights gave before in this folder, with the same packages, or give now."""
-    key = {"weights": fingerprint, "versions": versions()}
+def _remember(work: Work, name: str, fingerprint: str, compute: Callable[[], Any]) -> Any:
+    """What these weights gave before for the same images, with the same packages, or give now."""
+    path = work.out / "scores" / f"{name}.json"
+    key = {"weights": fingerprint, "versions": versions(), "job": sha256_of_text(json.dumps(work.job))}
     try:
-        if path.exists() and (stored := read_json(path, sealed=True))["key"] == key:
-            return stored["values"]
+        if path.exists():
+            if (stored := read_json(path, sealed=True))["key"] == key:
+                return stored["values"]
+            say(f"{path}: by other images, weights or packages, and made anew.")
     except UserError as error:
         say(f"{error} It is made anew.")
     values = compute()
@@ -248,7 +251,7 @@ def _preferences(work: Work, name: str) -> tuple[list[float], Evaluator]:
         cut = network.too_long(work.images.set.prompts or ())
         settings = {"max_tokens": network.max_tokens, "prompts_cut": cut}
     compute = partial(_score_pictures, work, name, network)
-    values = _remember(work.out / "scores" / f"{name}.json", fingerprint, compute)
+    values = _remember(work, name, fingerprint, compute)
     return values, Evaluator(name=name, fingerprint=fingerprint, settings=settings)
 
 

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 
 from kilopix.config import Config, parse
 from kilopix.curves import score_curves, training_curve, validation_curves
-from kilopix.data.checked import changed_images, refuse_changed
+from kilopix.data.checked import changed_images, check_record, refuse_changed
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest import Manifest, Row, read_manifest
 from kilopix.data.sources import BrokenImage, open_picture
@@ -192,6 +192,7 @@ def _picture(manifest: Manifest, row: Row) -> Image.Image:
 def _sample_groups(folder: Path) -> dict[str, list[Figure]]:
     """The sampled pictures, by prompt."""
     groups: dict[str, list[Figure]] = {}
+    check_record(folder)
     refuse_changed(folder, changed_images(folder))
     path = folder / "samples.json"
     for item in parse(_Samples, read_json(path), str(path)).images:

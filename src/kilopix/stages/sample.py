@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kilopix.artefacts.locks import owns
-from kilopix.data.checked import HASHES, changed_images, write_hashes
+from kilopix.data.checked import HASHES, delete_changed, write_hashes
 from kilopix.data.pictures import grid, save_png, sheet
 from kilopix.data.sources import open_image
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges, SamplingConfig
@@ -89,8 +89,7 @@ def run(
     if state != "same":
         write_json(out / LIST, made)
     elif (out / GRID).exists():
-        for name in changed_images(out):
-            (out / name).unlink()
+        delete_changed(out)
         lost = [file.name for file in (*files, out / GRID) if not is_whole(file)]
         if not lost:
             say(f"{out / GRID}: already complete, {counted(len(files), 'picture')}.")
@@ -99,7 +98,7 @@ def run(
     _make_missing(generator, jobs, files, settings)
     images = [open_image(file) for file in files]
     save_png(_contact_sheet(images, prompts, seeds, sweep), out / GRID)
-    write_hashes(out, [file.name for file in files])
+    write_hashes(out, [*(file.name for file in files), LIST])
     say(f"{out / GRID}: {counted(len(files), 'picture')}.")
     return files
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from kilopix.artefacts.locks import owns
-from kilopix.data.checked import HASHES, write_hashes
+from kilopix.data.checked import HASHES, delete_changed, write_hashes
 from kilopix.diffusion.sampling import UNCHANGED, SamplingChanges
 from kilopix.english import counted
 from kilopix.evaluation.dpg_questions import read_questions
@@ -21,7 +21,7 @@ from kilopix.evaluation.made import MADE, PLAIN, Made, write_made
 from kilopix.generator import Generator
 from kilopix.jobs import Folder, clear, state_of
 from kilopix.progress import Progress
-from kilopix.runtime import atomic_path, is_whole, read_lines, say, sha256_of_text
+from kilopix.runtime import atomic_path, is_whole, name_some, read_lines, say, sha256_of_text
 from kilopix.types import UserError
 
 Benchmark = Literal["geneval", "dpg"]
@@ -78,9 +78,12 @@ def run(
         _write_metadata(out)
     jobs = [(out / file, one.text, seed + i) for one in asked for i, file in enumerate(one.files)]
     missing = [job for job in jobs if not is_whole(job[0])]
+    if (out / HASHES).exists() and missing:
+        lost = [str(file.relative_to(out)) for file, *_ in missing]
+        say(f"{out}: was complete, but these are missing or damaged, and made anew: {name_some(lost)}.")
     with Progress("sample", len(jobs), len(jobs) - len(missing)) as shown:
         generator.write(missing, sampling, BATCH, shown)
-    write_hashes(out, [file.as_posix() for one in asked for file in one.files])
+    write_hashes(out, [*(file.as_posix() for one in asked for file in one.files), MADE])
     say(f"{out}: {counted(len(jobs), 'picture')} of {counted(len(asked), 'prompt')}, {style}.")
     return out
 
@@ -119,6 +122,8 @@ def _begin(out: Path, made: Made, overwrite: bool) -> None:
         clear(out, FOLDER)
     if state != "same":
         write_made(out, made)
+    else:
+        delete_changed(out)
 
 
 def _write_metadata(out: Path) -> None:
