@@ -12,8 +12,8 @@ help:  ## Show these targets.
 demo: $(READY)  ## Draw a small world, train on it, judge the model, open demo/report.html.
 	$(BIN)/kilopix demo demo
 
-test: $(READY)  ## Run the tests.
-	$(BIN)/python -m pytest
+test: $(READY)  ## Run the tests, in one process for each core, up to four.
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: $(READY)  ## Run the longer trials; ARGS="-k trust" runs some.
 	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)

@@ -59,19 +59,20 @@ def test_links_lead_somewhere():
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_help_answers_in_under_a_second():
+def test_help_loads_nothing_heavy():
+    """Which is what makes it answer at once; how long that takes is a matter of the machine."""
     import subprocess
     import sys
-    import time
 
-    def once() -> float:
-        started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "kilopix.cli", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - started
-
-    assert min(once() for _ in range(3)) < 1
-    loaded = "import sys, kilopix.cli; print('torch' in sys.modules)"
-    printed = subprocess.run(
-        [sys.executable, "-c", loaded], check=True, capture_output=True, text=True
-    ).stdout
-    assert printed.strip() == "False"
+    code = """
+import sys, kilopix.cli
+sys.argv = ["kilopix", "--help"]
+try:
+    kilopix.cli.main()
+except SystemExit as end:
+    assert not end.code
+print(*sorted({"torch", "numpy", "PIL", "pyarrow", "transformers", "gradio"} & sys.modules.keys()), "end")
+"""
+    ended = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "sample" in ended.stdout
+    assert ended.stdout.splitlines()[-1] == "end"
