@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -158,6 +159,27 @@ def test_a_page_of_shards():
     row = Row(ALL, np.zeros(1), None, StoredText(np.zeros((2, 4)), None), (0.0, 0.0, 1.0, 1.0))
     shown = inspect.Shown(Image.new("RGB", (8, 8)), row, ALL, ALL)
     _is_text_in(inspect._picture(shown) + inspect._text(shown))
+
+
+def test_the_live_page():
+    from kilopix.web import data_tab, data_view, make_tab, markup
+
+    image = Image.new("RGB", (8, 8))
+    look = data_view.Look(
+        ALL, ALL, 1, [data_view.Version(ALL, ALL, image, image, [image] * len(data_view.TIMES))]
+    )
+    view = object.__new__(data_view.DataView)
+    view.model = SimpleNamespace(generator=SimpleNamespace(recipe=Recipe()))  # pyright: ignore[reportAttributeAccessIssue]
+    parts = [
+        data_tab.look_html(look, view),
+        make_tab.history_html([{"prompt": ALL, "seed": ALL, "strip": ALL}]),
+        markup.header(ALL, [ALL]),
+        markup.note(ALL),
+        markup.empty(ALL),
+        markup.card(image, ALL, ALL, file=ALL),
+        markup.facts_row([markup.Fact(ALL, ALL)]),
+    ]
+    _is_text_in("".join(parts))
 
 
 def test_a_terminal(capsys: pytest.CaptureFixture[str]):

@@ -1,12 +1,12 @@
 """The tab that compares two models: the same prompt, seeds and settings, side by side."""
 
-import html
 from collections.abc import AsyncIterator
 from typing import Any
 
 import gradio as gr
 
 from kilopix.data.prompts_to_try import prompts_to_try
+from kilopix.plain_text import in_html
 from kilopix.web import markup
 from kilopix.web.following import Sight
 from kilopix.web.make_tab import Server, sampling_fields, whole
@@ -81,7 +81,7 @@ def build_compare_tab(server: Server) -> None:
 def pairs_html(sights: list[Sight]) -> str:
     """Two columns under the models' names, one row a seed."""
     columns = "".join(
-        f"<div><h3>{html.escape(sight.order.model)}</h3>{''.join(markup.sight_cards(sight))}</div>"
+        f"<div><h3>{in_html(sight.order.model)}</h3>{''.join(markup.sight_cards(sight))}</div>"
         for sight in sights
     )
     return f'<div class="kp-pairs">{columns}</div>'

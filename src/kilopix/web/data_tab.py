@@ -1,12 +1,12 @@
 """The tab that explores the data: what a picture of the shards is to the network at each noise level."""
 
 import asyncio
-import html
 import random
 from typing import Any
 
 import gradio as gr
 
+from kilopix.plain_text import in_html
 from kilopix.web import markup
 from kilopix.web.data_view import TIMES, DataView, Look, Version
 from kilopix.web.worker import Closing, QueueFull, Worker
@@ -43,10 +43,10 @@ def build_data_tab(worker: Worker, view: DataView, tab: gr.Tab) -> None:
 def look_html(look: Look, view: DataView) -> str:
     """One picture with everything that training knows of it."""
     threshold, share = view.objective.augment_above, view.objective.augment_probability
-    parts = [f"<h3>{html.escape(look.class_name)} <small>{html.escape(look.path)}</small></h3>"]
+    parts = [f"<h3>{in_html(look.class_name)} <small>{in_html(look.path)}</small></h3>"]
     for version in look.versions:
         plain = version.kind == "plain"
-        name = {"plain": "Plain", "cutmix": "CutMix", "crop": "Crop"}.get(version.kind) or html.escape(
+        name = {"plain": "Plain", "cutmix": "CutMix", "crop": "Crop"}.get(version.kind) or in_html(
             version.kind
         )
         seen = "" if plain else f"seen above t = {threshold:g}, by {share:.0%} of the draws"
@@ -54,7 +54,7 @@ def look_html(look: Look, view: DataView) -> str:
             f'<section class="kp-version"><h4>{name} <small>{seen}</small></h4>'
             f'<div class="kp-top">{markup.card(version.picture, "decoded", version.caption)}'
             f"{markup.card(version.latents, 'latents, by channel', 'latents')}"
-            f"<blockquote>{html.escape(version.caption)}</blockquote></div>"
+            f"<blockquote>{in_html(version.caption)}</blockquote></div>"
             f"{_noise_row(version, 0.0 if plain else threshold)}</section>"
         )
     parts.append(

@@ -4,7 +4,6 @@ What was made before is kept in the visitor's own browser, as settings and small
 settings and seed give the same pictures again, so nothing of it is kept on the server.
 """
 
-import html
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from PIL import Image
 
 from kilopix.data.prompts_to_try import prompts_to_try
 from kilopix.diffusion.samplers import SAMPLERS
+from kilopix.plain_text import in_html
 from kilopix.web import markup
 from kilopix.web.following import Sight, follow
 from kilopix.web.models import ServedModel
@@ -237,9 +237,9 @@ def history_html(history: Any) -> str:
         return markup.note("Nothing yet. It is kept in this browser only.")
     buttons = "".join(
         f'<button type="button" data-index="{i}" title="Bring the settings back">'
-        f'<img alt="" src="data:image/webp;base64,{html.escape(str(entry.get("strip", "")))}">'
-        f"<span>{html.escape(str(entry.get('prompt', ''))[:120])}</span>"
-        f"<small>seed {html.escape(str(entry.get('seed', ''))[:20])}</small></button>"
+        f'<img alt="" src="data:image/webp;base64,{in_html(str(entry.get("strip", "")))}">'
+        f"<span>{in_html(str(entry.get('prompt', ''))[:120])}</span>"
+        f"<small>seed {in_html(str(entry.get('seed', ''))[:20])}</small></button>"
         for i, entry in enumerate(entries[:REMEMBERED])
     )
     return f'<div class="kp-history">{buttons}</div>'

@@ -3,7 +3,6 @@
 In: pictures, prompts, numbers. Out: HTML for `gr.HTML`, styled by style.css.
 """
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from kilopix.english import counted
+from kilopix.plain_text import in_html
 from kilopix.web.following import Sight
 from kilopix.web.rest import to_base64
 
@@ -41,16 +41,16 @@ class Fact:
 
 def header(name: str, facts: Sequence[str]) -> str:
     """The head of the page: whose it is, and the facts of the model."""
-    told = " ".join(f"<span>{html.escape(fact)}</span>" for fact in facts)
+    told = " ".join(f"<span>{in_html(fact)}</span>" for fact in facts)
     return (
         f'<header class="kp-head">{LOGO}<div><h1>kilopix</h1>'
-        f"<p><b>{html.escape(name)}</b> {told}</p></div></header>"
+        f"<p><b>{in_html(name)}</b> {told}</p></div></header>"
     )
 
 
 def note(text: str, kind: str = "hint") -> str:
     """A line of text."""
-    return f'<p class="kp-note kp-{kind}">{html.escape(text)}</p>'
+    return f'<p class="kp-note kp-{kind}">{in_html(text)}</p>'
 
 
 def picture_uri(image: Image.Image, final: bool = True) -> str:
@@ -66,11 +66,11 @@ def card(image: Image.Image | None, caption: str, alt: str, final: bool = True, 
         size = f'width="{image.width}" height="{image.height}"'
         small = "kp-small" * (max(image.size) < _SMALL)
         kind = f' class="{small if final else "kp-forming"}"'
-        inner = f'<img{kind} {size} alt="{html.escape(alt)}" src="{picture_uri(image, final)}">'
+        inner = f'<img{kind} {size} alt="{in_html(alt)}" src="{picture_uri(image, final)}">'
     save = ""
     if file and final and image is not None:
-        save = f'<a download="{html.escape(file)}" href="{picture_uri(image)}" title="Save as PNG">save</a>'
-    return f"<figure>{inner}<figcaption><span>{html.escape(caption)}</span>{save}</figcaption></figure>"
+        save = f'<a download="{in_html(file)}" href="{picture_uri(image)}" title="Save as PNG">save</a>'
+    return f"<figure>{inner}<figcaption><span>{in_html(caption)}</span>{save}</figcaption></figure>"
 
 
 def grid(cards: Sequence[str], kind: str = "") -> str:
@@ -121,11 +121,11 @@ def made_with(sight: Sight) -> str:
 def facts_row(facts: Sequence[Fact]) -> str:
     """Numbers in a row."""
     cells = "".join(
-        f"<div><dt>{html.escape(fact.name)}</dt><dd>{html.escape(fact.value)}</dd></div>" for fact in facts
+        f"<div><dt>{in_html(fact.name)}</dt><dd>{in_html(fact.value)}</dd></div>" for fact in facts
     )
     return f'<dl class="kp-facts">{cells}</dl>'
 
 
 def empty(text: str) -> str:
     """What stands where pictures will be."""
-    return f'<div class="kp-nothing">{LOGO}<p>{html.escape(text)}</p></div>'
+    return f'<div class="kp-nothing">{LOGO}<p>{in_html(text)}</p></div>'

@@ -1,10 +1,9 @@
 """The tab that shows a training run as it goes."""
 
-import html
-
 import gradio as gr
 
 from kilopix.english import counted
+from kilopix.plain_text import in_html
 from kilopix.web import markup
 from kilopix.web.curve import curve_html
 from kilopix.web.markup import Fact
@@ -62,7 +61,7 @@ def facts_html(view: TrainingView) -> str:
     state = "training" if going else ("done" if last["images"] >= total else "not running now")
     share = 100 * min(1.0, last["images"] / total)
     bar = f'<div class="kp-progress"><i style="width:{share:.1f}%"></i></div>'
-    name = html.escape(view.folder.resolve().name)
+    name = in_html(view.folder.resolve().name)
     badge = (
         f'<p class="kp-run"><b>{name}</b> <span class="{"kp-on" if going else "kp-off"}">{state}</span></p>'
     )
@@ -85,7 +84,7 @@ def pictures_html(view: TrainingView) -> str:
     """A row of pictures for each checkpoint, the newest first."""
     if not view.milestones:
         return markup.note("Pictures appear here after the first checkpoint, while this tab is open.")
-    names = "".join(f"<span>{html.escape(prompt)}</span>" for prompt in view.prompts)
+    names = "".join(f"<span>{in_html(prompt)}</span>" for prompt in view.prompts)
     rows = "".join(
         f"<h4>{counted(stone.images_seen, 'image')}</h4><div>"
         + "".join(
