@@ -1,6 +1,5 @@
 """What is looked at while a run trains: it changes nothing, repeats exactly, and shows what it should."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from kilopix.network import Network, build_network
 from kilopix.recipe import Recipe, load_recipe
 from kilopix.stages import train
 from kilopix.training.checkpoint import read_weights
+from kilopix.training.logs import lines_of_log
 from kilopix.training.parallel import Processes
 from kilopix.training.snapshots import stored_snapshots
 from kilopix.training.watching import ValidationConfig
@@ -56,7 +56,10 @@ def held_out(tiny_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found, skipped, unfinished = lines_of_log(path)
+    assert not skipped
+    assert not unfinished
+    return found
 
 
 @pytest.fixture(scope="module")

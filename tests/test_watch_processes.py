@@ -1,6 +1,5 @@
 """Two processes see of a run what one sees: losses on fixed noise, snapshots of averages, sheets."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import torch
 from kilopix.recipe import load_recipe
 from kilopix.stages import encode, train
 from kilopix.training.checkpoint import read_weights
+from kilopix.training.logs import lines_of_log
 from tiny import TINY
 
 SETTINGS = [
@@ -29,7 +29,10 @@ SETTINGS = [
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found, skipped, unfinished = lines_of_log(path)
+    assert not skipped
+    assert not unfinished
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kilopix.training.logs import LogWindow, cut_log, lines_of_log, read_log
+from kilopix.training.logs import CHECK, LogWindow, append_line, cut_log, lines_of_log, read_log
 
 
 def window(path: Path) -> LogWindow:
@@ -13,7 +13,8 @@ def window(path: Path) -> LogWindow:
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in line.items() if key != CHECK} for line in found]
 
 
 def test_between_two_lines_the_last_mean_is_shown(tmp_path: Path):
@@ -67,6 +68,15 @@ def test_a_bad_line_is_skipped_and_counted(number: int, tmp_path: Path, capsys: 
     assert lines(path) == [LINE, LINE]
     cut_log(path, 10)
     assert path.read_bytes() == b""
+
+
+def test_a_number_that_changed_is_a_bad_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "log.jsonl"
+    for images in (20, 40, 60):
+        append_line(path, LINE | {"images": images})
+    path.write_bytes(path.read_bytes().replace(b'"images": 40', b'"images": 44'))
+    assert [line["images"] for line in read_log(path)] == [20, 60]
+    assert "1 line skipped" in capsys.readouterr().out
 
 
 def test_a_line_that_is_being_written_is_no_bad_one(tmp_path: Path):

@@ -180,7 +180,6 @@ def make_worlds(root: Path) -> None:
         folder = root / name
         run_demo(folder, "mini", [*TINY, *more])
         call(folder, ["train", "shards", "power", *RECIPE, *POWER, *more])
-        call(folder, ["export", "run", "exported", "--steps", "1"])
         shutil.rmtree(folder / "pictures")
         write_benchmarks(folder, 100 * len(more))
         shutil.rmtree(root / "models", ignore_errors=True)
@@ -189,6 +188,7 @@ def make_worlds(root: Path) -> None:
             code, said = call(folder, COMMANDS[command])
             assert code == 0, said
         shutil.rmtree(folder / "new")
+        call(folder, COMMANDS["export again"])
 
 
 def call(place: Path, command: list[str], ask: str = "") -> tuple[int, str]:

@@ -4,6 +4,7 @@ In: what each step gave, in the order of steps. Out: `log.jsonl` and `skipped.js
 """
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from kilopix.runtime import atomic_path, say
 from kilopix.training.progress import Work
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
+CHECK = "crc32"
+"""The last key of a line: a checksum of the rest, by which a damaged line is known."""
 _MOST = 10**15
 """A number that is larger is damage."""
 _SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
@@ -100,9 +103,17 @@ class LogWindow:
 
 
 def append_line(path: Path, values: Mapping[str, Any]) -> None:
-    """Add one line of JSON to a file."""
+    """Add one line of JSON to a log."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+        file.write(_checked_line(values))
+
+
+def _checked_line(values: Mapping[str, Any]) -> str:
+    return json.dumps({**values, CHECK: _checksum(values)}) + "\n"
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(dict(values)).encode()):08x}"
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -141,7 +152,12 @@ def _line_of_log(text: bytes, name: str) -> dict[str, Any] | None:
         line = json.loads(text)
     except (ValueError, RecursionError):  # the first also where bytes are no UTF-8
         return None
-    images = line.get("images") if isinstance(line, dict) else None
+    if not isinstance(line, dict):
+        return None
+    said = line.pop(CHECK, None)  # which those of earlier versions, and other programs', lack
+    if said is not None and said != _checksum(line):
+        return None
+    images = line.get("images")
     if not isinstance(images, int) or isinstance(images, bool) or not 0 <= images <= _MOST:
         return None
     return line if _SOUND.get(name, _is_training)(line) else None
@@ -181,7 +197,7 @@ def cut_log(path: Path, images_seen: int) -> None:
         return
     kept = [line for line in read_log(path) if line["images"] <= images_seen]
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+        temporary.write_text("".join(map(_checked_line, kept)), "utf-8")
 
 
 def note_skipped(path: Path, line: Mapping[str, Any]) -> None:
