@@ -21,11 +21,12 @@ from typing import Any
 
 from kilopix.artefacts.digests import Damaged, check_tensors
 from kilopix.artefacts.locks import own_folder
+from kilopix.computing import MICRO_BATCH
 from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.data.trained_on import TrainedOn
-from kilopix.engine import MICRO_BATCH, go_on_from, start, train
+from kilopix.engine import go_on_from, start, train
 from kilopix.english import counted
 from kilopix.graft import beginning
 from kilopix.jobs import Folder, State, clear, state_of
