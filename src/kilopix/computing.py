@@ -4,15 +4,26 @@ In: a recipe, shards, and the processes that train. Out: what the loop of `kilop
 said of it: precision, kernels, micro-batch, which blocks are compiled.
 """
 
+import os
+import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from kilopix.data.shards import Shards
-from kilopix.network import Network, attention_shapes, blocks_of, build_network, shards_of
+from kilopix.network import (
+    Network,
+    attention_shapes,
+    blocks_of,
+    build_network,
+    empty_network,
+    repeat_one_block,
+    shards_of,
+)
 from kilopix.recipe import Recipe
 from kilopix.runtime import read_json, say, write_json
 from kilopix.step import StepLoader, StepLoss, synthetic_batch
@@ -20,8 +31,17 @@ from kilopix.training.averages import Average, build_average
 from kilopix.training.checkpoint import allocate_states, read_progress
 from kilopix.training.optim import build_optimizer
 from kilopix.training.parallel import Processes
+from kilopix.training.sharding import (
+    copy_parts,
+    materialise,
+    norms_in_float32,
+    reserve_for,
+    scatter,
+    shard,
+)
 from kilopix.training.speed import (
     MOST_ON_CPU,
+    Precision,
     attention_kernel,
     fits_on_gpu,
     largest_that_fits,
@@ -33,6 +53,8 @@ from kilopix.types import UserError
 
 MICRO_BATCH = "micro_batch.json"
 """In a run that once did not fit: the most images at once."""
+OLDEST = (7, 0)
+"""The oldest GPUs that compiled code runs on, by their compute capability."""
 
 
 @dataclass
@@ -47,6 +69,7 @@ class Computing:
     optimizer: torch.optim.Optimizer
     loader: StepLoader
     precision: torch.dtype
+    sent: torch.dtype
     compiled: bool
 
 
@@ -62,32 +85,128 @@ def build(
 
     `newest` is the checkpoint from which the run will go on, whose micro-batch is kept.
     """
-    training = recipe.training
-    network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width)
-    if weights is not None:
-        network.load_state_dict(weights)
-    network = network.to(processes.device).train()
-    average = build_average(network, training.average)
+    training, device = recipe.training, processes.device
+    sizes = shards.index.latent_shape[0], shards.index.text_width
     precision = pick_precision(training.precision, processes.device_type)
-    compiled = processes.device_type == "cuda" if training.compile == "auto" else training.compile
-    speed_up(blocks_of(network), compiled, training.activation_checkpointing)
-    loss = StepLoss(network, recipe, precision)
-    micro_batch = _micro_batch(loss, recipe, shards, processes, newest, out)
+    sent = sent_in(training.communication, precision, processes)
+    compiled = compiles(training.compile, processes.device_type)
+    try:
+        network = empty_network(recipe, *sizes) if processes.sharded else build_network(recipe, *sizes)
+        if weights is not None and not processes.sharded:
+            network.load_state_dict(weights)
+        network = (network if processes.sharded else network.to(device)).train()
+        average = build_average(network, training.average)
+        speed_up(blocks_of(network), compiled, training.activation_checkpointing)
+        loss = StepLoss(network, recipe, precision)
+        if processes.sharded:
+            _shard(loss, average, processes, gathered_in(sent, precision), sent)
+            if newest is None:  # else all values come from there
+                _give_parts(network, average, recipe, sizes, processes, weights)
+        optimizer = build_optimizer(recipe.optimizer, network)
+        allocate_states(optimizer)
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"{device}: has no memory for the weights, averages and optimizer states of this model; set "
+            "training.parallel=fsdp on several GPUs, or take a smaller model."
+        ) from error
+    micro_batch = _micro_batch(loss, recipe, shards, processes, newest, out, compiled)
     loader = StepLoader(shards, recipe, processes, micro_batch)
-    for averaged in average.networks:
-        processes.shard(averaged, [])
-    processes.shard(loss, shards_of(network))
-    optimizer = build_optimizer(recipe.optimizer, network)
-    allocate_states(optimizer)
-    whole = processes.replicate(loss)
+    whole = processes.replicate(loss, sent)
     parts = network, average, whole, optimizer, loader
-    return Computing(recipe, processes, *parts, precision, compiled)
+    return Computing(recipe, processes, *parts, precision, sent, compiled)
+
+
+def sent_in(name: Precision, precision: torch.dtype, processes: Processes) -> torch.dtype:
+    """The type in which devices send gradients to one another, and weights where layers multiply in it.
+
+    `auto` is that of the layers' products for GPUs that share a network, which send everything three times a
+    micro-batch, and float32 for those that hold it whole, which send gradients once a step.
+    """
+    if name == "auto":
+        return precision if processes.sharded and processes.device_type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def gathered_in(sent: torch.dtype, precision: torch.dtype) -> torch.dtype:
+    """The type in which sharded blocks are gathered: no lower than that in which they multiply."""
+    return sent if sent == precision else torch.float32
+
+
+def _shard(
+    loss: StepLoss, average: Average, processes: Processes, gather: torch.dtype, reduce: torch.dtype
+) -> None:
+    """Shard network and averages, which have no values yet, and give their parts memory."""
+    for averaged in average.networks:
+        shard(averaged, [], processes)
+    shard(loss, shards_of(loss.network), processes, gather, reduce)
+    for module in (loss, *average.networks):
+        materialise(module, processes.device)
+
+
+def _give_parts(
+    network: Network,
+    average: Average,
+    recipe: Recipe,
+    sizes: tuple[int, int],
+    processes: Processes,
+    weights: dict[str, Tensor] | None,
+) -> None:
+    """Give every process its part of the first values, which are those of one process.
+
+    Only the main process has them whole, and in its host's memory: weights are drawn one after the other, and
+    nobody can draw a part of them. It needs as much again when it writes averages.
+    """
+    whole = None
+    if processes.main:
+        begun = build_network(recipe, *sizes) if weights is None else empty_network(recipe, *sizes)
+        if weights is not None:
+            begun.load_state_dict(weights, assign=True)
+        whole = begun.state_dict()
+    scatter(network, whole)
+    for averaged in average.networks:
+        copy_parts(averaged, network)
+
+
+def compiles(wanted: Literal["auto"] | bool, device_type: str) -> bool:
+    """Whether blocks are compiled; what a machine lacks for it is told, and an error where it was asked."""
+    if wanted is False or (wanted == "auto" and device_type != "cuda"):
+        return False
+    if lacking := lacks_for_compiling(device_type):
+        if wanted is True:
+            raise UserError(f"training.compile: {lacking}; install it, or set training.compile=false.")
+        say(f"{lacking}: the network runs uncompiled, and slower; see docs/troubleshooting.md.", stderr=True)
+    return not lacking
+
+
+def lacks_for_compiling(device_type: str) -> str | None:
+    """What torch.compile needs and this machine has not."""
+    compilers = [os.environ.get("CXX", ""), "g++", "clang++"]
+    if device_type == "cuda":
+        if torch.cuda.get_device_capability() < OLDEST:
+            return f"{torch.cuda.get_device_name()} is older than compiled code needs (7.0)"
+        if find_spec("triton") is None:
+            return "there is no package triton, which compiled code needs"
+        compilers = [os.environ.get("CC", ""), "gcc", "clang", "cc"]
+    if any(shutil.which(name.split()[0]) for name in compilers if name.strip()):
+        return None
+    return f"there is no C compiler ({', '.join(filter(None, compilers))}), which compiled code needs"
 
 
 def _micro_batch(
-    loss: StepLoss, recipe: Recipe, shards: Shards, processes: Processes, newest: Path | None, out: Path
+    loss: StepLoss,
+    recipe: Recipe,
+    shards: Shards,
+    processes: Processes,
+    newest: Path | None,
+    out: Path,
+    compiled: bool,
 ) -> int:
-    """Images that each process takes at once: as the recipe says, as before, or the most that fit."""
+    """Images that each process takes at once: as the recipe says, as before, or the most that fit.
+
+    They are tried, with all else in its place. No try needs another process, since one whose memory is full
+    would leave the others waiting: each tries by itself, and all take the smallest number. Where they share
+    the network, a stand-in is tried that is not shared.
+    """
     training = recipe.training
     largest = -(-training.batch_size // processes.count)
     if training.micro_batch != "auto":
@@ -103,9 +222,12 @@ def _micro_batch(
         before = read_progress(newest)
         if before.processes == processes.count and before.micro_batch:
             return before.micro_batch
-    index = shards.index
-    weights = sum(p.nbytes for p in loss.parameters())
-    states = 2 * weights // (processes.count if processes.sharded else 1)
+    index, reserve = shards.index, 0
+    if processes.sharded:
+        sizes, parts = (index.latent_shape[0], index.text_width), shards_of(loss.network)
+        gather = gathered_in(sent_in(training.communication, loss.precision, processes), loss.precision)
+        reserve = reserve_for(loss.network, parts, gather)
+        loss = stand_in(recipe, sizes, loss.precision, gather, compiled, processes.device)
 
     def fits(size: int) -> bool:
         batch = synthetic_batch(
@@ -117,7 +239,7 @@ def _micro_batch(
             loss.precision,
             processes.device,
         )
-        good = fits_on_gpu(lambda: loss(batch).backward(), states)
+        good = fits_on_gpu(lambda: loss(batch).backward(), reserve)
         loss.zero_grad()
         return good
 
@@ -129,6 +251,31 @@ def _micro_batch(
             "a smaller model."
         )
     return found
+
+
+def stand_in(
+    recipe: Recipe,
+    sizes: tuple[int, int],
+    precision: torch.dtype,
+    gather: torch.dtype,
+    compiled: bool,
+    device: str,
+) -> StepLoss:
+    """A loss that keeps the activations of a sharded one, without any other process.
+
+    Its blocks are one block again and again: like the sharded network, it holds the weights of one.
+    """
+    network = empty_network(recipe, *sizes)
+    repeat_one_block(network)
+    materialise(network, device)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    blocks = list(dict.fromkeys(blocks_of(network)))
+    for block in blocks:
+        block.to(gather)
+        norms_in_float32(block, gather)
+    speed_up(blocks, compiled, recipe.training.activation_checkpointing)
+    return StepLoss(network.train(), recipe, precision)
 
 
 def no_room(computing: Computing, out: Path) -> str:
@@ -157,6 +304,7 @@ def say_how(computing: Computing) -> dict[str, Any]:
     slow = uncompiled(blocks) if computing.compiled else []
     how = {
         "precision": str(precision).removeprefix("torch."),
+        "communication": str(computing.sent).removeprefix("torch.") if processes.count > 1 else None,
         "micro_batch": micro_batch,
         "attention": kernels,
         "compiled_blocks": len(blocks) - len(slow) if computing.compiled else 0,
@@ -169,8 +317,12 @@ def say_how(computing: Computing) -> dict[str, Any]:
             if computing.compiled
             else "uncompiled"
         )
+        between = f", {how['communication']} between devices" if processes.count > 1 else ""
         kinds = ", ".join(f"{kernel} for {name}" for name, kernel in kernels.items())
-        say(f"Computing in {how['precision']}, {micro_batch} images at once; attention: {kinds}; {told}.")
+        say(
+            f"Computing in {how['precision']}{between}, {micro_batch} images at once; attention: {kinds}; "
+            f"{told}."
+        )
         for i in slow:
             say(
                 f"{names[id(blocks[i])]}: runs uncompiled, and slower; see docs/troubleshooting.md.",

@@ -1,7 +1,8 @@
 """Several processes that train one network: who this one is, and how gradients become sums over all.
 
-In: what `torchrun` (or `srun`) puts into the environment, and a module. Out: the module, replicated (DDP) or
-sharded (FSDP2). Gradients are summed, never averaged: the loss carries the weight of every image.
+In: what `torchrun` (or `srun`) puts into the environment, and a module. Out: the module, replicated (DDP);
+`kilopix.training.sharding` shards one. Gradients are summed, never averaged: the loss carries the weight of
+every image.
 """
 
 import os
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import count as counting
 from typing import Any, Literal, TypeVar
 
@@ -112,26 +114,11 @@ class Processes:
             raise UserError(answer[1])
         return answer[0]
 
-    def shard(self, module: nn.Module, parts: Sequence[list[nn.Module]]) -> nn.Module:
-        """Shard a module in place where processes shard; each group of `parts` is gathered by itself."""
-        if self.sharded:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import FSDPModule, fully_shard
+    def replicate(self, module: nn.Module, reduce: torch.dtype = torch.float32) -> nn.Module:
+        """Wrap a module so that its gradients are summed over processes, if they do not shard.
 
-            # Keys and values leave their layers as views, which nothing here changes in place.
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-            mesh = init_device_mesh(self.device_type, (self.count,))
-            for group in parts:
-                fully_shard(group[0] if len(group) == 1 else group, mesh=mesh)
-            fully_shard(module, mesh=mesh)
-            for part in module.modules():
-                if isinstance(part, FSDPModule):
-                    part.set_gradient_divide_factor(1.0)
-                    part.set_force_sum_reduction_for_comms(True)
-        return module
-
-    def replicate(self, module: nn.Module) -> nn.Module:
-        """Wrap a module so that its gradients are summed over processes, if they do not shard."""
+        `reduce` is the type in which they are sent; they are added up over micro-batches in float32.
+        """
         if self.count == 1 or self.sharded:
             return module
         from torch.nn.parallel import DistributedDataParallel
@@ -143,17 +130,15 @@ class Processes:
             replica = DistributedDataParallel(
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        replica.register_comm_hook(None, _summed)
+        replica.register_comm_hook(None, _summed if reduce == torch.float32 else partial(_summed_in, reduce))
         return replica
 
     def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Inside, gradients stay with this process unless it is the last micro-batch of the step."""
-        if self.sharded:
-            from torch.distributed.fsdp import FSDPModule
+        """Inside, gradients stay with this process unless it is the last micro-batch of the step.
 
-            assert isinstance(module, FSDPModule)
-            module.set_requires_gradient_sync(last)
-        elif self.count > 1 and not last:
+        Where processes shard they never stay: see `kilopix.training.sharding`.
+        """
+        if self.count > 1 and not self.sharded and not last:
             assert isinstance(module, nn.parallel.DistributedDataParallel)
             return module.no_sync()
         return nullcontext()
@@ -164,6 +149,16 @@ def _summed(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Fu
     work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])
+
+
+def _summed_in(
+    reduce: torch.dtype, _: object, bucket: torch.distributed.GradBucket
+) -> torch.futures.Future[Tensor]:
+    """The same with half of the bytes sent, or fewer."""
+    buffer = bucket.buffer()
+    work = torch.distributed.all_reduce(buffer.to(reduce), async_op=True)
+    assert work is not None
+    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
 
 
 def is_sharded(tensor: Tensor) -> bool:
