@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine_worker import Job, in_processes
+from kilopix.runtime import read_tensors
 from kilopix.training.checkpoint import checkpoints, read_progress, read_weights
 from tiny import TINY
 
@@ -30,6 +31,7 @@ RIN = [
     "optimizer.lr=1e-3",
 ]
 KINDS = {"dit": ("mini", DIT), "cad": ("mini_cad", RIN), "muon": ("mini", [*DIT, "optimizer.kind=muon"])}
+LOWER = ["training.precision=bfloat16", "training.communication=bfloat16"]
 FOUR, FSDP = ["training.micro_batch=2"], ["training.parallel=fsdp"]
 
 
@@ -61,7 +63,15 @@ def together(job) -> dict[str, Job]:
         "dit fsdp": job("dit-fsdp", "dit", *FSDP, "training.micro_batch=2"),
         "cad fsdp": job("cad-fsdp", "cad", *FSDP, "training.activation_checkpointing=true"),
         "muon fsdp": job("muon-fsdp", "muon", *FSDP),
+        "dit bf16": job(
+            "dit-bf16", "dit", *FSDP, *LOWER, "training.images=64", "training.checkpoint_every=32"
+        ),
         "resumed": job("resumed", "dit", stop_at=48),
+        "dit begins": job("dit-begins", "dit", check=["start", "fsdp"]),
+        "cad begins": job("cad-begins", "cad", check=["start", "fsdp"]),
+        "dit sends fsdp": job("dit-sends-fsdp", "dit", check=["lower", "fsdp"]),
+        "cad sends fsdp": job("cad-sends-fsdp", "cad", check=["lower", "fsdp"]),
+        "dit sends ddp": job("dit-sends-ddp", "dit", check=["lower", "ddp"]),
     }
     assert jobs["resumed"].do() is False
     jobs["resumed"].stop_at = 96
@@ -141,6 +151,63 @@ def test_what_two_processes_wrote_one_reads(alone: dict[str, Job], together: dic
         shutil.rmtree(newest)
     assert continued.do()
     assert_same(continued, alone["cad"])
+
+
+@pytest.mark.parametrize("kind", ["dit", "cad"])
+def test_a_shared_network_begins_as_one_process_begins_it_and_is_whole_nowhere(
+    kind: str, together: dict[str, Job]
+):
+    main, other = together[f"{kind} begins"].found
+    for found in (main, other):
+        assert found["wrong"] == []
+        assert found["sharded"]
+        assert found["buffers"]
+        assert abs(found["part"] - found["whole"] / 2) < 0.01 * found["whole"]
+    # Network and average, a part of each, and a tensor or two that are whole while they are handed out.
+    assert other["alive"] < 2 * other["part"] + 3 * other["largest"]
+    assert 2 * other["part"] + 3 * other["largest"] < 2 * other["whole"]
+
+
+@pytest.mark.parametrize("name", ["dit sends fsdp", "cad sends fsdp", "dit sends ddp"])
+def test_gradients_that_are_sent_in_bfloat16_are_near_those_in_float32(name: str, together: dict[str, Job]):
+    for found in together[name].found:
+        assert found["missing"] == found["zero"] == []
+        assert found["types"] == ["torch.float32"]
+        assert found["changed"], "nothing was sent in bfloat16"
+        assert found["distance"] < 2.5 * found["of computing"] < 0.05
+        assert found["held"] == (name == "dit sends ddp"), "whole gradients wait for the last micro-batch"
+
+
+def test_a_run_that_sends_bfloat16_keeps_float32_and_goes_on_in_one_process(together: dict[str, Job], job):
+    run = together["dit bf16"]
+    newest = checkpoints(Path(run.out) / "checkpoints")[-1]
+    for path in (Path(run.out) / "model.safetensors", *newest.glob("*.safetensors")):
+        assert {value.dtype for value in read_tensors(path)[0].values()} == {torch.float32}, path
+    finished = read_weights(Path(run.out) / "model.safetensors")[0]
+    continued = job("continued-bf16", "dit", *LOWER, "training.images=64", "training.checkpoint_every=32")
+    shutil.copytree(run.out, continued.out)
+    (Path(continued.out) / "model.safetensors").unlink()
+    shutil.rmtree(checkpoints(Path(continued.out) / "checkpoints")[-1])
+    assert continued.do()
+    ended = read_weights(Path(continued.out) / "model.safetensors")[0]
+    assert all(torch.allclose(ended[name], finished[name], atol=0.02) for name in finished)
+
+
+@pytest.mark.slow
+def test_compiled_gradients_of_two_processes_are_those_of_uncompiled_ones(job):
+    jobs = {
+        f"{kind} {style}": job(f"compiled-{kind}-{style}", kind, check=["compiled", style])
+        for kind in ("dit", "cad")
+        for style in ("ddp", "fsdp")
+    }
+    done = in_processes(list(jobs.values()))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, each in jobs.items():
+        for found in each.found:
+            assert found["gaps"] == {}, name
+            assert found["missing"] == found["breaks"] == found["uncompiled"] == [], name
+            assert found["names"], name
+            assert 0 < found["graphs"] <= 4, name
 
 
 def test_a_hanging_and_a_dead_process(job, alone: dict[str, Job]):

@@ -90,18 +90,10 @@ def build(
     precision = pick_precision(training.precision, processes.device_type)
     sent = sent_in(training.communication, precision, processes)
     compiled = compiles(training.compile, processes.device_type)
+    how = precision, sent, compiled
     try:
-        network = empty_network(recipe, *sizes) if processes.sharded else build_network(recipe, *sizes)
-        if weights is not None and not processes.sharded:
-            network.load_state_dict(weights)
-        network = (network if processes.sharded else network.to(device)).train()
-        average = build_average(network, training.average)
-        speed_up(blocks_of(network), compiled, training.activation_checkpointing)
-        loss = StepLoss(network, recipe, precision)
-        if processes.sharded:
-            _shard(loss, average, processes, gathered_in(sent, precision), sent)
-            if newest is None:  # else all values come from there
-                _give_parts(network, average, recipe, sizes, processes, weights)
+        loss, average = prepare(recipe, sizes, processes, *how, weights, with_values=newest is None)
+        network = loss.network
         optimizer = build_optimizer(recipe.optimizer, network)
         allocate_states(optimizer)
     except torch.OutOfMemoryError as error:
@@ -132,39 +124,58 @@ def gathered_in(sent: torch.dtype, precision: torch.dtype) -> torch.dtype:
     return sent if sent == precision else torch.float32
 
 
-def _shard(
-    loss: StepLoss, average: Average, processes: Processes, gather: torch.dtype, reduce: torch.dtype
-) -> None:
-    """Shard network and averages, which have no values yet, and give their parts memory."""
-    for averaged in average.networks:
-        shard(averaged, [], processes)
-    shard(loss, shards_of(loss.network), processes, gather, reduce)
-    for module in (loss, *average.networks):
-        materialise(module, processes.device)
-
-
-def _give_parts(
-    network: Network,
-    average: Average,
+def prepare(
     recipe: Recipe,
     sizes: tuple[int, int],
     processes: Processes,
-    weights: dict[str, Tensor] | None,
-) -> None:
-    """Give every process its part of the first values, which are those of one process.
+    precision: torch.dtype,
+    sent: torch.dtype,
+    compiled: bool,
+    weights: dict[str, Tensor] | None = None,
+    with_values: bool = True,
+) -> tuple[StepLoss, Average]:
+    """The loss with its network, and the averages: whole, or the part of them that this process has.
 
-    Only the main process has them whole, and in its host's memory: weights are drawn one after the other, and
-    nobody can draw a part of them. It needs as much again when it writes averages.
+    `sizes` are the latents' channels and the texts' width. Where processes share the network, no process has
+    it whole on a device: it is made without values and sharded, memory is taken for the parts, and the main
+    process gives each its part of every tensor in turn. The values are those of one process. In the memory of
+    the main one's host lies the whole, since weights are drawn one after the other and no part of them can be
+    drawn alone; it needs as much again when it writes averages. `with_values` is false where a checkpoint
+    will bring them, of which each process reads its part.
     """
-    whole = None
-    if processes.main:
-        begun = build_network(recipe, *sizes) if weights is None else empty_network(recipe, *sizes)
+    shared, training = processes.sharded, recipe.training
+    network = (empty_network if shared else build_network)(recipe, *sizes)
+    if not shared:
         if weights is not None:
-            begun.load_state_dict(weights, assign=True)
-        whole = begun.state_dict()
-    scatter(network, whole)
+            network.load_state_dict(weights)
+        network = network.to(processes.device)
+    network = network.train()
+    average = build_average(network, training.average)
+    speed_up(blocks_of(network), compiled, training.activation_checkpointing)
+    loss = StepLoss(network, recipe, precision)
+    if not shared:
+        return loss, average
     for averaged in average.networks:
-        copy_parts(averaged, network)
+        shard(averaged, [], processes)
+    shard(loss, shards_of(network), processes, gathered_in(sent, precision), sent)
+    for module in (loss, *average.networks):
+        materialise(module, processes.device)
+    if with_values:
+        scatter(network, _first_values(recipe, sizes, weights) if processes.main else None)
+        for averaged in average.networks:
+            copy_parts(averaged, network)
+    return loss, average
+
+
+def _first_values(
+    recipe: Recipe, sizes: tuple[int, int], weights: dict[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """All tensors of a new network, or those of another run, once they are sure to fit; nothing is copied."""
+    if weights is None:
+        return build_network(recipe, *sizes).state_dict()
+    network = empty_network(recipe, *sizes)
+    network.load_state_dict(weights, assign=True)
+    return network.state_dict()
 
 
 def compiles(wanted: Literal["auto"] | bool, device_type: str) -> bool:

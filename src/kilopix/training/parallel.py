@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from itertools import count as counting
 from typing import Any, Literal, TypeVar
 
@@ -114,10 +113,10 @@ class Processes:
             raise UserError(answer[1])
         return answer[0]
 
-    def replicate(self, module: nn.Module, reduce: torch.dtype = torch.float32) -> nn.Module:
+    def replicate(self, module: nn.Module, sent: torch.dtype = torch.float32) -> nn.Module:
         """Wrap a module so that its gradients are summed over processes, if they do not shard.
 
-        `reduce` is the type in which they are sent; they are added up over micro-batches in float32.
+        `sent` is the type in which they are sent; they are added up over micro-batches in float32.
         """
         if self.count == 1 or self.sharded:
             return module
@@ -130,7 +129,7 @@ class Processes:
             replica = DistributedDataParallel(
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        replica.register_comm_hook(None, _summed if reduce == torch.float32 else partial(_summed_in, reduce))
+        replica.register_comm_hook(sent, _summed)
         return replica
 
     def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
@@ -144,21 +143,17 @@ class Processes:
         return nullcontext()
 
 
-def _summed(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP's reduction without its division."""
-    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
-    assert work is not None
-    return work.get_future().then(lambda done: done.value()[0])
-
-
-def _summed_in(
-    reduce: torch.dtype, _: object, bucket: torch.distributed.GradBucket
-) -> torch.futures.Future[Tensor]:
-    """The same with half of the bytes sent, or fewer."""
+def _summed(sent: torch.dtype, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's reduction without its division, in the type in which gradients are sent."""
     buffer = bucket.buffer()
-    work = torch.distributed.all_reduce(buffer.to(reduce), async_op=True)
+    work = torch.distributed.all_reduce(buffer.to(sent), async_op=True)
     assert work is not None
-    return work.get_future().then(lambda done: buffer.copy_(done.value()[0]))
+
+    def as_it_was(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        summed = done.value()[0]
+        return summed if summed.dtype == buffer.dtype else buffer.copy_(summed)
+
+    return work.get_future().then(as_it_was)
 
 
 def is_sharded(tensor: Tensor) -> bool:

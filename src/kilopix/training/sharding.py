@@ -27,14 +27,14 @@ def shard(
     parts: Sequence[list[nn.Module]],
     processes: Processes,
     gather: torch.dtype = torch.float32,
-    reduce: torch.dtype = torch.float32,
+    sent: torch.dtype = torch.float32,
 ) -> nn.Module:
     """Shard a module in place; each group of `parts` is gathered by itself.
 
     Parts are gathered in the type `gather`, and compute with what they were given. Norms among them compute
     with float32 copies of what was gathered. All outside of the parts (ends of the network, embeddings of
     times and levels, what the text passes first) is gathered in float32. Parameters, and the sums of
-    gradients over micro-batches, are float32 always; `reduce` is the type in which gradients are sent.
+    gradients over micro-batches, are float32 always; `sent` is the type in which gradients are.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -42,12 +42,12 @@ def shard(
     # Keys and values leave their layers as views, which nothing here changes in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(processes.device_type, (processes.count,))
-    policy = MixedPrecisionPolicy(gather, reduce, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(gather, sent, cast_forward_inputs=False)
     for group in parts:
         for part in group:
             norms_in_float32(part, gather)
         fully_shard(group[0] if len(group) == 1 else group, mesh=mesh, mp_policy=policy)
-    policy = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
+    policy = MixedPrecisionPolicy(reduce_dtype=sent, cast_forward_inputs=False)
     fully_shard(module, mesh=mesh, mp_policy=policy)
     for part in module.modules():
         if isinstance(part, FSDPModule):
