@@ -178,6 +178,7 @@ def test_gradients_that_are_sent_in_bfloat16_are_near_those_in_float32(name: str
         assert found["held"] == (name == "dit sends ddp"), "whole gradients wait for the last micro-batch"
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
 def test_a_run_that_sends_bfloat16_keeps_float32_and_goes_on_in_one_process(together: dict[str, Job], job):
     run = together["dit bf16"]
     newest = checkpoints(Path(run.out) / "checkpoints")[-1]

@@ -123,7 +123,8 @@ def watch_over(run: Run, validation: Path | None = None, score: ScoreAverage | N
 
 def _train(run: Run) -> bool:
     training, processes = run.recipe.training, run.processes
-    watchdog = Watchdog(training.watchdog, run.out / "processes", processes.rank, processes.count)
+    who = processes.rank, processes.count
+    watchdog = Watchdog(training.watchdog, run.out / "processes", *who, run.compiled)
     shown = Shown("train", training.images, run.images_seen, quiet=not processes.main)
     with stop_on_signal(quiet=not processes.main) as stop, shown, watchdog.watching():
         while not (stretch := Stretch(run, stop, watchdog, shown)).ended():

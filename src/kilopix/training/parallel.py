@@ -208,6 +208,8 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         device = pick_device(device)
+        if torch.device(device).type == "cuda":
+            grow_segments()
         if torch.device(device).index is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)  # streams, events and memory are asked of the current one
         yield Processes(device=device, style=style)
@@ -224,6 +226,7 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
                 f"{local + 1}; start as many processes a node as it has GPUs."
             )
         device = f"cuda:{local}"
+        grow_segments()
         torch.cuda.set_device(device)
     joined_before = torch.distributed.is_initialized()
     if not joined_before:
@@ -247,6 +250,18 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
     else:
         if not joined_before:
             torch.distributed.destroy_process_group()
+
+
+def grow_segments() -> None:
+    """Let a GPU's allocator grow its segments, so that batches of many shapes leave no holes in its memory.
+
+    What users set in the environment stays.
+    """
+    if any(os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        return
+    # By the environment it can be asked for under one name up to torch 2.11 and under another one later.
+    by_any_name = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (by_any_name or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
 
 
 def _of_communication(error: RuntimeError) -> bool:
