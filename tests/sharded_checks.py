@@ -125,7 +125,7 @@ def gradients(
     for i, part in enumerate(parts):
         with processes.accumulate(whole, last=i == len(parts) - 1):
             whole(part).backward()
-        held |= any(p.grad is not None and not is_sharded(p.grad) for p in loss.network.parameters())
+        held |= not all(p.grad is not None and is_sharded(p.grad) for p in loss.network.parameters())
     named = loss.network.named_parameters()
     return {name: full(p.grad) for name, p in named if p.grad is not None}, loss, held
 

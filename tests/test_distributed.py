@@ -55,8 +55,8 @@ def alone(job) -> dict[str, Job]:
 
 
 @pytest.fixture(scope="module")
-def together(job) -> dict[str, Job]:
-    """In two processes, one after the other; the last was begun by one process, and stops again."""
+def together(job, alone: dict[str, Job]) -> dict[str, Job]:
+    """In two processes, one after the other; two were begun by one process, of which one stops again."""
     jobs = {
         "dit ddp": job("dit-ddp", "dit", "training.micro_batch=2"),
         "cad ddp": job("cad-ddp", "cad", "training.micro_batch=3"),
@@ -67,17 +67,25 @@ def together(job) -> dict[str, Job]:
             "dit-bf16", "dit", *FSDP, *LOWER, "training.images=64", "training.checkpoint_every=32"
         ),
         "resumed": job("resumed", "dit", stop_at=48),
+        "resumed fsdp": job("resumed-fsdp", "dit", *FSDP, stop_at=48),
+        "grafted fsdp": job("grafted-fsdp", "dit", *FSDP, *grafted(alone)),
         "dit begins": job("dit-begins", "dit", check=["start", "fsdp"]),
         "cad begins": job("cad-begins", "cad", check=["start", "fsdp"]),
         "dit sends fsdp": job("dit-sends-fsdp", "dit", check=["lower", "fsdp"]),
         "cad sends fsdp": job("cad-sends-fsdp", "cad", check=["lower", "fsdp"]),
         "dit sends ddp": job("dit-sends-ddp", "dit", check=["lower", "ddp"]),
     }
-    assert jobs["resumed"].do() is False
-    jobs["resumed"].stop_at = 96
+    assert jobs["resumed"].do() is jobs["resumed fsdp"].do() is False
+    jobs["resumed"].stop_at, jobs["resumed fsdp"].stop_at = 96, 10**9
     done = in_processes(list(jobs.values()))
     assert done.returncode == 0, done.stderr[-3000:]
     return jobs
+
+
+def grafted(alone: dict[str, Job]) -> list[str]:
+    """Settings of a short run that begins from another one's weights."""
+    source = f"training.start_from={alone['dit'].out}/model.safetensors"
+    return [source, "training.images=32", "training.checkpoint_every=32"]
 
 
 def losses(run: Job) -> list[float]:
@@ -141,6 +149,26 @@ def test_one_to_two_to_one_process_in_the_same_order(alone: dict[str, Job], toge
         assert line["ids"] == order[line["position"]][4:]
     for line in map(json.loads, resumed.ids(0).read_text(encoding="utf-8").splitlines()):
         assert line["ids"] in (order[line["position"]], order[line["position"]][:4])
+
+
+def test_one_process_to_two_that_share_its_network(alone: dict[str, Job], together: dict[str, Job]):
+    assert_same(together["resumed fsdp"], alone["dit"])
+
+
+def test_two_processes_share_a_network_that_begins_from_other_weights(
+    alone: dict[str, Job], together: dict[str, Job], job
+):
+    one, two = job("grafted", "dit", *grafted(alone)), together["grafted fsdp"]
+    assert one.do()
+    records = [
+        json.loads((Path(each.out) / "recipe.json").read_text(encoding="utf-8")) for each in (one, two)
+    ]
+    assert records[0]["started_from"] == records[1]["started_from"]
+    ours, theirs = (
+        without_key_biases(read_weights(Path(x.out) / "model.safetensors")[0]) for x in (one, two)
+    )
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    assert losses(one) == pytest.approx(losses(two), abs=1e-5)
 
 
 def test_what_two_processes_wrote_one_reads(alone: dict[str, Job], together: dict[str, Job], job):
