@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+import sharded_checks
 from kilopix.recipe import load_recipe
 from kilopix.stages.train import run
 from kilopix.step import StepBatch, StepLoader
@@ -41,6 +42,13 @@ class Job:
     hang_seconds: float = 0.0
     killed_at_file: int = NEVER
     """The file of a checkpoint, all counted, at which the process is killed when it is written."""
+    check: list[str] = field(default_factory=list)
+    """What is looked at in place of a training (`sharded_checks.check`), for a file `OUT-RANK.json`."""
+
+    @property
+    def found(self) -> list[dict]:
+        """What the check found in each of two processes."""
+        return [json.loads(Path(f"{self.out}-{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
     def ids(self, rank: int) -> Path:
         """Where a process writes down which samples it was given."""
@@ -57,7 +65,12 @@ class Job:
         return ids
 
     def do(self) -> bool:
-        """Train; as `run` does."""
+        """Train; as `run` does. Or look at what there is to look at."""
+        if self.check:
+            name, style, *more = self.check
+            found = sharded_checks.check(name, style, self.recipe, self.overrides, *more)
+            Path(f"{self.out}-{RANK}.json").write_text(json.dumps(found), encoding="utf-8")
+            return True
         load = StepLoader.load
 
         def broken(loader: StepLoader, place: tuple[int, int]) -> StepBatch:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine_worker import Job, in_processes
+from kilopix.runtime import read_tensors
 from kilopix.training.checkpoint import checkpoints, read_progress, read_weights
 from tiny import TINY
 
@@ -30,6 +31,7 @@ RIN = [
     "optimizer.lr=1e-3",
 ]
 KINDS = {"dit": ("mini", DIT), "cad": ("mini_cad", RIN), "muon": ("mini", [*DIT, "optimizer.kind=muon"])}
+LOWER = ["training.precision=bfloat16", "training.communication=bfloat16"]
 FOUR, FSDP = ["training.micro_batch=2"], ["training.parallel=fsdp"]
 
 
@@ -53,21 +55,37 @@ def alone(job) -> dict[str, Job]:
 
 
 @pytest.fixture(scope="module")
-def together(job) -> dict[str, Job]:
-    """In two processes, one after the other; the last was begun by one process, and stops again."""
+def together(job, alone: dict[str, Job]) -> dict[str, Job]:
+    """In two processes, one after the other; two were begun by one process, of which one stops again."""
     jobs = {
         "dit ddp": job("dit-ddp", "dit", "training.micro_batch=2"),
         "cad ddp": job("cad-ddp", "cad", "training.micro_batch=3"),
         "dit fsdp": job("dit-fsdp", "dit", *FSDP, "training.micro_batch=2"),
         "cad fsdp": job("cad-fsdp", "cad", *FSDP, "training.activation_checkpointing=true"),
         "muon fsdp": job("muon-fsdp", "muon", *FSDP),
+        "dit bf16": job(
+            "dit-bf16", "dit", *FSDP, *LOWER, "training.images=64", "training.checkpoint_every=32"
+        ),
         "resumed": job("resumed", "dit", stop_at=48),
+        "resumed fsdp": job("resumed-fsdp", "dit", *FSDP, stop_at=48),
+        "grafted fsdp": job("grafted-fsdp", "dit", *FSDP, *grafted(alone)),
+        "dit begins": job("dit-begins", "dit", check=["start", "fsdp"]),
+        "cad begins": job("cad-begins", "cad", check=["start", "fsdp"]),
+        "dit sends fsdp": job("dit-sends-fsdp", "dit", check=["lower", "fsdp"]),
+        "cad sends fsdp": job("cad-sends-fsdp", "cad", check=["lower", "fsdp"]),
+        "dit sends ddp": job("dit-sends-ddp", "dit", check=["lower", "ddp"]),
     }
-    assert jobs["resumed"].do() is False
-    jobs["resumed"].stop_at = 96
+    assert jobs["resumed"].do() is jobs["resumed fsdp"].do() is False
+    jobs["resumed"].stop_at, jobs["resumed fsdp"].stop_at = 96, 10**9
     done = in_processes(list(jobs.values()))
     assert done.returncode == 0, done.stderr[-3000:]
     return jobs
+
+
+def grafted(alone: dict[str, Job]) -> list[str]:
+    """Settings of a short run that begins from another one's weights."""
+    source = f"training.start_from={alone['dit'].out}/model.safetensors"
+    return [source, "training.images=32", "training.checkpoint_every=32"]
 
 
 def losses(run: Job) -> list[float]:
@@ -133,6 +151,26 @@ def test_one_to_two_to_one_process_in_the_same_order(alone: dict[str, Job], toge
         assert line["ids"] in (order[line["position"]], order[line["position"]][:4])
 
 
+def test_one_process_to_two_that_share_its_network(alone: dict[str, Job], together: dict[str, Job]):
+    assert_same(together["resumed fsdp"], alone["dit"])
+
+
+def test_two_processes_share_a_network_that_begins_from_other_weights(
+    alone: dict[str, Job], together: dict[str, Job], job
+):
+    one, two = job("grafted", "dit", *grafted(alone)), together["grafted fsdp"]
+    assert one.do()
+    records = [
+        json.loads((Path(each.out) / "recipe.json").read_text(encoding="utf-8")) for each in (one, two)
+    ]
+    assert records[0]["started_from"] == records[1]["started_from"]
+    ours, theirs = (
+        without_key_biases(read_weights(Path(x.out) / "model.safetensors")[0]) for x in (one, two)
+    )
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    assert losses(one) == pytest.approx(losses(two), abs=1e-5)
+
+
 def test_what_two_processes_wrote_one_reads(alone: dict[str, Job], together: dict[str, Job], job):
     continued = job("continued", "cad")
     shutil.copytree(together["cad fsdp"].out, continued.out)
@@ -141,6 +179,64 @@ def test_what_two_processes_wrote_one_reads(alone: dict[str, Job], together: dic
         shutil.rmtree(newest)
     assert continued.do()
     assert_same(continued, alone["cad"])
+
+
+@pytest.mark.parametrize("kind", ["dit", "cad"])
+def test_a_shared_network_begins_as_one_process_begins_it_and_is_whole_nowhere(
+    kind: str, together: dict[str, Job]
+):
+    main, other = together[f"{kind} begins"].found
+    for found in (main, other):
+        assert found["wrong"] == []
+        assert found["sharded"]
+        assert found["buffers"]
+        assert abs(found["part"] - found["whole"] / 2) < 0.01 * found["whole"]
+    # Network and average, a part of each, and a tensor or two that are whole while they are handed out.
+    assert other["alive"] < 2 * other["part"] + 3 * other["largest"]
+    assert 2 * other["part"] + 3 * other["largest"] < 2 * other["whole"]
+
+
+@pytest.mark.parametrize("name", ["dit sends fsdp", "cad sends fsdp", "dit sends ddp"])
+def test_gradients_that_are_sent_in_bfloat16_are_near_those_in_float32(name: str, together: dict[str, Job]):
+    for found in together[name].found:
+        assert found["missing"] == found["zero"] == []
+        assert found["types"] == ["torch.float32"]
+        assert found["changed"], "nothing was sent in bfloat16"
+        assert found["distance"] < 2.5 * found["of computing"] < 0.05
+        assert found["held"] == (name == "dit sends ddp"), "whole gradients wait for the last micro-batch"
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_a_run_that_sends_bfloat16_keeps_float32_and_goes_on_in_one_process(together: dict[str, Job], job):
+    run = together["dit bf16"]
+    newest = checkpoints(Path(run.out) / "checkpoints")[-1]
+    for path in (Path(run.out) / "model.safetensors", *newest.glob("*.safetensors")):
+        assert {value.dtype for value in read_tensors(path)[0].values()} == {torch.float32}, path
+    finished = read_weights(Path(run.out) / "model.safetensors")[0]
+    continued = job("continued-bf16", "dit", *LOWER, "training.images=64", "training.checkpoint_every=32")
+    shutil.copytree(run.out, continued.out)
+    (Path(continued.out) / "model.safetensors").unlink()
+    shutil.rmtree(checkpoints(Path(continued.out) / "checkpoints")[-1])
+    assert continued.do()
+    ended = read_weights(Path(continued.out) / "model.safetensors")[0]
+    assert all(torch.allclose(ended[name], finished[name], atol=0.02) for name in finished)
+
+
+@pytest.mark.slow
+def test_compiled_gradients_of_two_processes_are_those_of_uncompiled_ones(job):
+    jobs = {
+        f"{kind} {style}": job(f"compiled-{kind}-{style}", kind, check=["compiled", style])
+        for kind in ("dit", "cad")
+        for style in ("ddp", "fsdp")
+    }
+    done = in_processes(list(jobs.values()))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, each in jobs.items():
+        for found in each.found:
+            assert found["gaps"] == {}, name
+            assert found["missing"] == found["breaks"] == found["uncompiled"] == [], name
+            assert found["names"], name
+            assert 0 < found["graphs"] <= 4, name
 
 
 def test_a_hanging_and_a_dead_process(job, alone: dict[str, Job]):

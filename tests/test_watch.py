@@ -311,3 +311,26 @@ def test_the_command_takes_held_out_shards(tiny_demo: Path, held_out: Path, tmp_
     refused = cli("train", tiny_demo / "shards", tmp_path / "other", *settings, "--validation", tmp_path)
     assert refused.code == 2
     assert "no index.json" in refused.err
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
+def test_sheets_are_made_in_the_precision_of_the_run(
+    tiny_demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from kilopix import sheets
+
+    seen: list[tuple[bool, torch.dtype]] = []
+    draw = sheets.sample_latents
+
+    def look(*arguments: Any, precision: Any) -> torch.Tensor:
+        with precision():
+            seen.append((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return draw(*arguments, precision=precision)
+
+    monkeypatch.setattr(sheets, "sample_latents", look)
+    for precision in ("bfloat16", "float32"):
+        settings = [*TINY, "training.images=32", f"training.precision={precision}", *WATCHED]
+        recipe = load_recipe("mini", settings)
+        assert train.run(tiny_demo / "shards", tmp_path / precision, recipe, "cpu")
+    assert seen[0] == (True, torch.bfloat16)
+    assert seen[-1][0] is False

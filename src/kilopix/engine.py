@@ -13,49 +13,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from kilopix.computing import Computing, build, no_room, say_how
 from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
 from kilopix.english import counted
 from kilopix.model_files import CHECKPOINTS
-from kilopix.network import Network, attention_shapes, blocks_of, build_network, shards_of
 from kilopix.progress import Progress as Shown
 from kilopix.progress import working
 from kilopix.recipe import Recipe
-from kilopix.runtime import read_json, say, write_json
-from kilopix.step import StepBatch, StepLoader, StepLoss, on_device, synthetic_batch
-from kilopix.training.averages import Average, build_average
+from kilopix.runtime import say
+from kilopix.step import StepBatch, on_device
 from kilopix.training.checkpoint import (
     Progress,
     Trained,
-    allocate_states,
     last_good_checkpoint,
     load_checkpoint,
-    read_progress,
     save_checkpoint,
     set_skipped,
 )
 from kilopix.training.guard import Guard, Outcome
 from kilopix.training.logs import LOG, SKIPPED, LogWindow, cut_log, note_skipped
-from kilopix.training.optim import build_optimizer, lr_factor, set_lr
+from kilopix.training.optim import lr_factor, set_lr
 from kilopix.training.parallel import Processes, clip_gradients
-from kilopix.training.speed import (
-    MOST_ON_CPU,
-    attention_kernel,
-    fits_on_gpu,
-    largest_that_fits,
-    pick_precision,
-    speed_up,
-    uncompiled,
-)
 from kilopix.training.stopping import Stop, stop_on_signal
 from kilopix.training.watchdog import Watchdog
 from kilopix.types import UserError
 from kilopix.watch import ScoreAverage, Watch, open_watch
 
-MICRO_BATCH = "micro_batch.json"
-"""In a run that once did not fit: the most images at once."""
 SETTLED = 3
 """Steps after which a run computes as it will to its end."""
 LATE = 1
@@ -63,21 +49,13 @@ LATE = 1
 
 
 @dataclass
-class Run:
+class Run(Computing):
     """What a run carries from step to step."""
 
-    recipe: Recipe
     shards: Shards
     out: Path
     header: dict[str, Any]
-    processes: Processes
-    network: Network
-    average: Average
-    loss: nn.Module
-    optimizer: torch.optim.Optimizer
     guard: Guard
-    loader: StepLoader
-    compiled: bool = False
     images_seen: int = 0
     moved: int = 0
     seconds: float = 0.0
@@ -114,75 +92,9 @@ def start(
 
     `newest` is the checkpoint from which the run will go on, whose micro-batch is kept.
     """
-    training, device = recipe.training, processes.device
-    network = build_network(recipe, shards.index.latent_shape[0], shards.index.text_width)
-    if weights is not None:
-        network.load_state_dict(weights)
-    network = network.to(device).train()
-    average = build_average(network, training.average)
-    precision = pick_precision(training.precision, processes.device_type)
-    on_gpu = processes.device_type == "cuda"
-    compiled = on_gpu if training.compile == "auto" else training.compile
-    speed_up(blocks_of(network), compiled, training.activation_checkpointing)
-    loss = StepLoss(network, recipe, precision)
-    micro_batch = _micro_batch(loss, recipe, shards, processes, newest, out)
-    loader = StepLoader(shards, recipe, processes, micro_batch)
-    for averaged in average.networks:
-        processes.shard(averaged, [])
-    processes.shard(loss, shards_of(network))
-    optimizer = build_optimizer(recipe.optimizer, network)
-    allocate_states(optimizer)
-    guard = Guard(training.guard, device)
-    whole = processes.replicate(loss)
-    parts = network, average, whole, optimizer, guard, loader
-    return Run(recipe, shards, out, header, processes, *parts, compiled)
-
-
-def _micro_batch(
-    loss: StepLoss, recipe: Recipe, shards: Shards, processes: Processes, newest: Path | None, out: Path
-) -> int:
-    """Images that each process takes at once: as the recipe says, as before, or the most that fit."""
-    training = recipe.training
-    largest = -(-training.batch_size // processes.count)
-    if training.micro_batch != "auto":
-        return min(training.micro_batch, largest)
-    if (out / MICRO_BATCH).exists():
-        most = read_json(out / MICRO_BATCH, sealed=True)["most"]
-        if type(most) is not int or most < 1:
-            raise UserError(f"{out / MICRO_BATCH}: not a number of images ({most!r}); delete it.")
-        return min(most, largest)
-    if processes.device_type != "cuda":
-        return min(largest, MOST_ON_CPU)
-    if newest is not None:
-        before = read_progress(newest)
-        if before.processes == processes.count and before.micro_batch:
-            return before.micro_batch
-    index = shards.index
-    weights = sum(p.nbytes for p in loss.parameters())
-    states = 2 * weights // (processes.count if processes.sharded else 1)
-
-    def fits(size: int) -> bool:
-        batch = synthetic_batch(
-            recipe,
-            size,
-            index.latent_shape[0],
-            index.text_width,
-            recipe.text.max_tokens,
-            loss.precision,
-            processes.device,
-        )
-        good = fits_on_gpu(lambda: loss(batch).backward(), states)
-        loss.zero_grad()
-        return good
-
-    found = processes.smallest(largest_that_fits(fits, largest))
-    if not found:
-        raise UserError(
-            "training.micro_batch: not one image fits this GPU; set "
-            "training.activation_checkpointing=true, or training.parallel=fsdp on several GPUs, or take "
-            "a smaller model."
-        )
-    return found
+    computing = build(recipe, shards, out, processes, weights, newest)
+    guard = Guard(recipe.training.guard, processes.device)
+    return Run(**vars(computing), shards=shards, out=out, header=header, guard=guard)
 
 
 def go_on_from(run: Run, checkpoint: Path) -> None:
@@ -205,14 +117,14 @@ def train(run: Run, validation: Path | None = None, score: ScoreAverage | None =
 
 def watch_over(run: Run, validation: Path | None = None, score: ScoreAverage | None = None) -> Watch:
     """All that is looked at while the run trains."""
-    precision = pick_precision(run.recipe.training.precision, run.processes.device_type)
     facts = run.recipe, run.shards, run.out, run.header, run.processes
-    return open_watch(*facts, precision, run.images_seen, validation, score)
+    return open_watch(*facts, run.precision, run.images_seen, validation, score)
 
 
 def _train(run: Run) -> bool:
     training, processes = run.recipe.training, run.processes
-    watchdog = Watchdog(training.watchdog, run.out / "processes", processes.rank, processes.count)
+    who = processes.rank, processes.count
+    watchdog = Watchdog(training.watchdog, run.out / "processes", *who, run.compiled)
     shown = Shown("train", training.images, run.images_seen, quiet=not processes.main)
     with stop_on_signal(quiet=not processes.main) as stop, shown, watchdog.watching():
         while not (stretch := Stretch(run, stop, watchdog, shown)).ended():
@@ -250,7 +162,7 @@ class Stretch:
                 try:
                     self._waiting.append(take_step(run, batch, self.stop.asked))
                 except torch.OutOfMemoryError as error:
-                    raise UserError(_no_room(run)) from error
+                    raise UserError(no_room(run, run.out)) from error
                 due = run.images_seen // training.checkpoint_every > before // training.checkpoint_every
                 look = run.watch.due(before, run.images_seen)
                 self._settle(0 if due or look or run.images_seen >= training.images else LATE)
@@ -281,7 +193,7 @@ class Stretch:
             ends = step.images_seen >= self.run.recipe.training.images
             if self._steps == SETTLED or (ends and self._steps < SETTLED):
                 with self.shown.paused():
-                    self.window.notes["computing"] = _say_how(self.run)
+                    self.window.notes["computing"] = say_how(self.run)
             self._stopping |= stop > 0
             now = time.perf_counter()
             seconds, self._since = now - self._since, now
@@ -370,53 +282,6 @@ def take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
         arrived = torch.cuda.Event()
         arrived.record()
     return Step(batch, images_seen, facts, arrived, optimizer.param_groups[0]["lr"])
-
-
-def _no_room(run: Run) -> str:
-    """What to do where a step does not fit; the same command then takes fewer images at once."""
-    size = run.loader.micro_batch
-    less = max(size // 2, 1)
-    write_json(run.out / MICRO_BATCH, {"most": less})
-    return (
-        f"{run.out}: {run.processes.device} has no memory for {size} images at once. The same command "
-        f"goes on from the last checkpoint with {less}, if training.micro_batch is auto; "
-        "training.activation_checkpointing=true takes less, too."
-    )
-
-
-def _say_how(run: Run) -> dict[str, Any]:
-    """Say in what way the run computes, as it is after its first steps, and return it for the log.
-
-    A block that is to be compiled and is not is named: dynamo falls back to slow code without an error.
-    """
-    recipe, processes, blocks = run.recipe, run.processes, blocks_of(run.network)
-    precision = pick_precision(recipe.training.precision, processes.device_type)
-    kernels = {
-        name: attention_kernel(*shape, precision, processes.device)
-        for name, shape in attention_shapes(recipe, run.loader.micro_batch).items()
-    }
-    slow = uncompiled(blocks) if run.compiled else []
-    how = {
-        "precision": str(precision).removeprefix("torch."),
-        "micro_batch": run.loader.micro_batch,
-        "attention": kernels,
-        "compiled_blocks": len(blocks) - len(slow) if run.compiled else 0,
-        "blocks": len(blocks),
-    }
-    if processes.main:
-        names = {id(module): name for name, module in run.network.named_modules()}
-        told = f"{how['compiled_blocks']} of {len(blocks)} blocks compiled" if run.compiled else "uncompiled"
-        kinds = ", ".join(f"{kernel} for {name}" for name, kernel in kernels.items())
-        say(
-            f"Computing in {how['precision']}, {run.loader.micro_batch} images at once; attention: {kinds}; "
-            f"{told}."
-        )
-        for i in slow:
-            say(
-                f"{names[id(blocks[i])]}: runs uncompiled, and slower; see docs/troubleshooting.md.",
-                stderr=True,
-            )
-    return how
 
 
 def _name_samples(run: Run, batch: StepBatch, images_seen: int, outcome: Outcome) -> None:

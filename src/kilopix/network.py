@@ -53,6 +53,16 @@ def shards_of(network: Network) -> list[list[nn.Module]]:
     return [outside, *([block] for block in blocks_of(network))]
 
 
+def repeat_one_block(network: Network) -> None:
+    """Put the first block of each kind in the place of all: as many activations, one block's weights."""
+    lists = (
+        [network.blocks] if isinstance(network, DiT) else [network.transformers_blocks, network.rin_blocks]
+    )
+    for blocks in lists:
+        for i in range(1, len(blocks)):
+            blocks[i] = blocks[0]
+
+
 def empty_network(recipe: Recipe, channels: int, text_width: int) -> Network:
     """A recipe's network whose weights take no memory yet, for `load_state_dict(..., assign=True)`."""
     with torch.device("meta"):

@@ -85,6 +85,9 @@ class TrainingConfig(Config):
     compile: Literal["auto"] | bool = Field(default="auto", description="auto compiles on NVIDIA GPUs")
     activation_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     parallel: Style = Field(default="ddp", description="fsdp shards weights and states over devices")
+    communication: Precision = Field(
+        default="auto", description="type of weights and gradients between devices; see docs/training.md"
+    )
     clip_norm: float = Field(default=1.0, gt=0, le=1e9)
     schedule: ScheduleConfig = ScheduleConfig()
     average: AverageConfig = ExponentialConfig()

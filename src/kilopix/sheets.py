@@ -45,6 +45,7 @@ class Preview:
     whitening: LatentStatistics | None
     latent_shape: tuple[int, int, int]
     device: str
+    precision: torch.dtype = torch.float32
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -77,10 +78,16 @@ class Preview:
             self.without.to(self.device),
             [seed for _, seed in jobs],
             self.latent_shape,
+            precision=self._precision,
         )
         if self.whitening:
             latents = self.whitening.restore(latents)
         return as_images(self.autoencoder.decode(latents))
+
+    def _precision(self) -> torch.autocast:
+        """In what the network computes, as in training."""
+        lower = self.precision != torch.float32
+        return torch.autocast(torch.device(self.device).type, self.precision, enabled=lower)
 
 
 def open_preview(
@@ -91,6 +98,7 @@ def open_preview(
     whitening: LatentStatistics | None,
     latent_shape: tuple[int, int, int],
     device: str,
+    precision: torch.dtype = torch.float32,
 ) -> Preview | None:
     """What previews need, or None where the recipe asks for none."""
     config = recipe.preview
@@ -107,7 +115,7 @@ def open_preview(
             f"preview: the autoencoder {autoencoder.fingerprint} is here, but the shards were made with "
             f"{header['autoencoder_fingerprint']}; set preview.every=0 to train without previews."
         )
-    return Preview(config, recipe, *texts, autoencoder, whitening, latent_shape, device)
+    return Preview(config, recipe, *texts, autoencoder, whitening, latent_shape, device, precision)
 
 
 def _texts(recipe: Recipe, folder: Path, fingerprint: str, device: str) -> tuple[TextStates, TextStates]:

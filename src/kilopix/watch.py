@@ -237,8 +237,8 @@ def open_watch(
     watch.go_back(images_seen)
     if not processes.main:
         return watch
-    shape, device = shards.index.latent_shape, processes.device
-    watch.preview = open_preview(recipe, shards.folder, out, header, shards.whitening, shape, device)
+    how = shards.whitening, shards.index.latent_shape, processes.device, precision
+    watch.preview = open_preview(recipe, shards.folder, out, header, *how)
     watch.trackers = open_trackers(recipe.training.track, out, recipe.model_dump(mode="json"), images_seen)
     if sets:
         held_out, training = (len(samples.numbers) for samples in sets.values())

@@ -71,3 +71,14 @@ def test_a_clock_that_is_set_back_or_ahead_is_no_slow_step(tmp_path: Path, monke
     monkeypatch.setattr(time, "time", lambda: 2e9)
     assert watchdog.limit == 100
     assert "computing for 0 s" in watchdog.report()
+
+
+def test_the_first_steps_of_a_run_that_compiles_may_take_long(tmp_path: Path):
+    compiling, plain = (Watchdog(WatchdogConfig(seconds=100), tmp_path, compiles=c) for c in (True, False))
+    limits = []
+    for number in range(6):
+        compiling.step(number)
+        limits.append(compiling.limit)
+    plain.step(0)
+    assert limits == [1000] * 3 + [100] * 3
+    assert plain.limit == 100

@@ -19,13 +19,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from kilopix.artefacts.digests import Damaged, check_tensors
 from kilopix.artefacts.locks import own_folder
+from kilopix.computing import MICRO_BATCH
 from kilopix.config import parse
 from kilopix.data.checked_batches import check_hashes
 from kilopix.data.shards import CODEC, INDEX, Shards, read_index
 from kilopix.data.trained_on import TrainedOn
-from kilopix.engine import MICRO_BATCH, go_on_from, start, train
+from kilopix.engine import go_on_from, start, train
 from kilopix.english import counted
 from kilopix.graft import beginning
 from kilopix.jobs import Folder, State, clear, state_of
@@ -48,6 +51,7 @@ HOW = {
     "compile",
     "activation_checkpointing",
     "parallel",
+    "communication",
     "checkpoint_every",
     "keep_checkpoints",
     "keep_every",
@@ -125,7 +129,7 @@ def _run(
     found: State = processes.once(lambda: _state(out, header, overwrite))
     begun = found == "same" and processes.once(lambda: _has_weights(out))
     before = out / RECIPE if found == "same" else None
-    weights = beginning(recipe, header, before, begun, processes.main)
+    weights = _beginning(recipe, header, before, begun, processes)
     if processes.once(lambda: _open_run(shards_folder, out, header, found)):
         if processes.main:
             say(f"{out}: already trained on {counted(recipe.training.images, 'image')}.")
@@ -174,6 +178,23 @@ def _run(
                 "optimizer.lr or training.clip_norm, in a new folder."
             )
     return finished
+
+
+def _beginning(
+    recipe: Recipe, header: dict[str, Any], before: Path | None, begun: bool, processes: Processes
+) -> dict[str, Tensor] | None:
+    """The weights to begin from, if any; where processes share a network, the main one alone has them."""
+    if not processes.sharded:
+        return beginning(recipe, header, before, begun, processes.main)
+    weights: dict[str, Tensor] | None = None
+
+    def read() -> dict[str, Any]:
+        nonlocal weights
+        weights = beginning(recipe, header, before, begun, tell=True)
+        return header
+
+    header |= processes.once(read)
+    return weights
 
 
 def describe(shards_folder: Path, recipe: Recipe) -> None:

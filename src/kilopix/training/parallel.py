@@ -1,7 +1,8 @@
 """Several processes that train one network: who this one is, and how gradients become sums over all.
 
-In: what `torchrun` (or `srun`) puts into the environment, and a module. Out: the module, replicated (DDP) or
-sharded (FSDP2). Gradients are summed, never averaged: the loss carries the weight of every image.
+In: what `torchrun` (or `srun`) puts into the environment, and a module. Out: the module, replicated (DDP);
+`kilopix.training.sharding` shards one. Gradients are summed, never averaged: the loss carries the weight of
+every image.
 """
 
 import os
@@ -112,26 +113,11 @@ class Processes:
             raise UserError(answer[1])
         return answer[0]
 
-    def shard(self, module: nn.Module, parts: Sequence[list[nn.Module]]) -> nn.Module:
-        """Shard a module in place where processes shard; each group of `parts` is gathered by itself."""
-        if self.sharded:
-            from torch.distributed.device_mesh import init_device_mesh
-            from torch.distributed.fsdp import FSDPModule, fully_shard
+    def replicate(self, module: nn.Module, sent: torch.dtype = torch.float32) -> nn.Module:
+        """Wrap a module so that its gradients are summed over processes, if they do not shard.
 
-            # Keys and values leave their layers as views, which nothing here changes in place.
-            warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-            mesh = init_device_mesh(self.device_type, (self.count,))
-            for group in parts:
-                fully_shard(group[0] if len(group) == 1 else group, mesh=mesh)
-            fully_shard(module, mesh=mesh)
-            for part in module.modules():
-                if isinstance(part, FSDPModule):
-                    part.set_gradient_divide_factor(1.0)
-                    part.set_force_sum_reduction_for_comms(True)
-        return module
-
-    def replicate(self, module: nn.Module) -> nn.Module:
-        """Wrap a module so that its gradients are summed over processes, if they do not shard."""
+        `sent` is the type in which they are sent; they are added up over micro-batches in float32.
+        """
         if self.count == 1 or self.sharded:
             return module
         from torch.nn.parallel import DistributedDataParallel
@@ -143,27 +129,31 @@ class Processes:
             replica = DistributedDataParallel(
                 module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True
             )
-        replica.register_comm_hook(None, _summed)
+        replica.register_comm_hook(sent, _summed)
         return replica
 
     def accumulate(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
-        """Inside, gradients stay with this process unless it is the last micro-batch of the step."""
-        if self.sharded:
-            from torch.distributed.fsdp import FSDPModule
+        """Inside, gradients stay with this process unless it is the last micro-batch of the step.
 
-            assert isinstance(module, FSDPModule)
-            module.set_requires_gradient_sync(last)
-        elif self.count > 1 and not last:
+        Where processes shard they never stay: see `kilopix.training.sharding`.
+        """
+        if self.count > 1 and not self.sharded and not last:
             assert isinstance(module, nn.parallel.DistributedDataParallel)
             return module.no_sync()
         return nullcontext()
 
 
-def _summed(_: object, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
-    """DDP's reduction without its division."""
-    work = torch.distributed.all_reduce(bucket.buffer(), async_op=True)
+def _summed(sent: torch.dtype, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's reduction without its division, in the type in which gradients are sent."""
+    buffer = bucket.buffer()
+    work = torch.distributed.all_reduce(buffer.to(sent), async_op=True)
     assert work is not None
-    return work.get_future().then(lambda done: done.value()[0])
+
+    def as_it_was(done: torch.futures.Future[list[Tensor]]) -> Tensor:
+        summed = done.value()[0]
+        return summed if summed.dtype == buffer.dtype else buffer.copy_(summed)
+
+    return work.get_future().then(as_it_was)
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -218,6 +208,8 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         device = pick_device(device)
+        if torch.device(device).type == "cuda":
+            grow_segments()
         if torch.device(device).index is not None and device.startswith("cuda"):
             torch.cuda.set_device(device)  # streams, events and memory are asked of the current one
         yield Processes(device=device, style=style)
@@ -234,6 +226,7 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
                 f"{local + 1}; start as many processes a node as it has GPUs."
             )
         device = f"cuda:{local}"
+        grow_segments()
         torch.cuda.set_device(device)
     joined_before = torch.distributed.is_initialized()
     if not joined_before:
@@ -257,6 +250,18 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
     else:
         if not joined_before:
             torch.distributed.destroy_process_group()
+
+
+def grow_segments() -> None:
+    """Let a GPU's allocator grow its segments, so that batches of many shapes leave no holes in its memory.
+
+    What users set in the environment stays.
+    """
+    if any(os.environ.get(name) for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")):
+        return
+    # By the environment it can be asked for under one name up to torch 2.11 and under another one later.
+    by_any_name = getattr(torch._C, "_accelerator_setAllocatorSettings", None)
+    (by_any_name or torch.cuda.memory._set_allocator_settings)("expandable_segments:True")
 
 
 def _of_communication(error: RuntimeError) -> bool:

@@ -22,6 +22,9 @@ from pydantic import Field
 from kilopix.config import Config
 from kilopix.runtime import atomic_path
 
+FIRST_STEPS, PATIENCE = 3, 10
+"""So many steps at the start of a run that compiles may take so many times as long: they compile."""
+
 
 class WatchdogConfig(Config):
     """A step is slow when it takes `factor` times the usual, and at least `seconds`."""
@@ -34,11 +37,14 @@ class WatchdogConfig(Config):
 class Watchdog:
     """Watches one process of a run; `folder` is shared by all of them."""
 
-    def __init__(self, config: WatchdogConfig, folder: Path, rank: int = 0, count: int = 1):
+    def __init__(
+        self, config: WatchdogConfig, folder: Path, rank: int = 0, count: int = 1, compiles: bool = False
+    ):
         self.config = config
         self.folder = folder
         self.rank = rank
         self.count = count
+        self.compiles = compiles
         self._phase, self._since, self._step = "starting", time.monotonic(), 0
         self._step_since: float | None = None
         self._times: deque[float] = deque(maxlen=50)
@@ -65,6 +71,8 @@ class Watchdog:
     @property
     def limit(self) -> float:
         """Seconds after which a step is slow."""
+        if self.compiles and len(self._times) < FIRST_STEPS:
+            return PATIENCE * self.config.seconds
         usual = statistics.median(self._times) if self._times else 0.0
         return max(self.config.seconds, self.config.factor * usual)
 
