@@ -130,7 +130,7 @@ def start(
     for averaged in average.networks:
         processes.shard(averaged, [])
     processes.shard(loss, shards_of(network))
-    optimizer = build_optimizer(recipe.optimizer, network)
+    optimizer = build_optimizer(recipe.optimizer, network, processes)
     allocate_states(optimizer)
     guard = Guard(training.guard, device)
     whole = processes.replicate(loss)
