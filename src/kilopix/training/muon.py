@@ -161,7 +161,7 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Bring the singular values of each matrix `... rows columns` near 1 by Newton-Schulz iterations.
+    """Bring the singular values of each matrix `number rows columns` near 1 by Newton-Schulz iterations.
 
     The quintic of Jordan et al. (2024): x -> 3.4445 x - 4.7750 x^3 + 2.0315 x^5.
     """
@@ -172,7 +172,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x if wide else x.mT).to(matrices.dtype)
 
 
