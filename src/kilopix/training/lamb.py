@@ -65,14 +65,16 @@ class Lamb(torch.optim.Optimizer):
         steps = [state["step"] for state in states]
         parts = [local(p) for p in params]
         torch._foreach_add_(steps, 1)
+        alone = len(parts) == 1 or not adapt
         rows = [-(-part.numel() // _ROW) for part in parts]
-        scratch = parts[0].new_empty(sum(rows), _ROW)
-        updates = [
-            piece.flatten()[: part.numel()].view_as(part)
-            for piece, part in zip(scratch.split(rows), parts, strict=True)
-        ]
-        torch._foreach_copy_(updates, parts)
-        torch._foreach_mul_(updates, -decay)
+        scratch = parts[0].new_empty(0 if alone else sum(rows), _ROW)
+        if alone:
+            updates = list(torch._foreach_mul(parts, -decay))
+        else:
+            pieces = [piece.view(-1) for piece in scratch.split(rows)]
+            updates = [p[: part.numel()].view_as(part) for p, part in zip(pieces, parts, strict=True)]
+            torch._foreach_copy_(updates, parts)
+            torch._foreach_mul_(updates, -decay)
         torch._fused_adam_(
             updates,
             [local(p.grad) for p in params if p.grad is not None],
@@ -97,7 +99,7 @@ class Lamb(torch.optim.Optimizer):
         taken = 1.0 if self.found_inf is None else 1 - self.found_inf
         weights, lengths = _norms(params, parts, updates)
         ratios = torch.where((weights > 0) & (lengths > 0), weights / lengths, 1.0) * (lr * taken)
-        if len(parts) == 1:
+        if alone:
             parts[0].addcmul_(updates[0], ratios[0])
             return
         scratch.mul_(ratios.index_select(0, self._numbers(rows, ratios.device))[:, None])
