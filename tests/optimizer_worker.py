@@ -28,7 +28,8 @@ from kilopix.training.parallel import Processes, Style, clip_gradients, is_shard
 
 CONFIGS = {"muon": MuonConfig(), "lamb": LambConfig(lr=0.01), "adamw": AdamWConfig(lr=0.01)}
 SKIPPED = 7
-COLLECTIVES = ("all_gather_into_tensor", "all_to_all_single", "broadcast", "all_reduce")
+GATHER = "all_gather_single" if hasattr(torch.distributed, "all_gather_single") else "all_gather_into_tensor"
+COLLECTIVES = (GATHER, "all_to_all_single", "broadcast", "all_reduce")
 
 
 class Uneven(nn.Module):

@@ -10,7 +10,7 @@ import torch
 
 from engine_worker import Job, in_processes
 from kilopix.training.checkpoint import checkpoints, read_progress, read_weights
-from optimizer_worker import Steps
+from optimizer_worker import GATHER, Steps
 from tiny import TINY
 
 STEPS = 20
@@ -218,9 +218,9 @@ def check_steps(jobs: dict[str, Steps], alone: dict[str, Steps], continued: Call
             assert max(gaps(same, alone["muon"]).values(), default=0.0) < 1e-6
         assert max(gaps(jobs[f"lamb {style}"], alone["lamb"]).values(), default=0.0) < 1e-6
     # A few collectives for all matrices, and one for the norm, of every step.
-    assert jobs["one round ddp"].sent() == {"all_gather_into_tensor": 2}
+    assert jobs["one round ddp"].sent() == {GATHER: 2}
     assert jobs["one round fsdp"].sent() == {"all_to_all_single": 4, "all_reduce": 2}
-    assert jobs["muon ddp"].sent()["all_gather_into_tensor"] > STEPS, "several rounds were not tried"
+    assert jobs["muon ddp"].sent()[GATHER] > STEPS, "several rounds were not tried"
 
 
 def test_optimizers_in_two_processes_are_those_in_one(steps, steps_alone: dict[str, Steps], together):

@@ -71,7 +71,7 @@ def work_spread(
     results = done
     if processes.count > 1:
         results = done.new_empty(processes.count * max(sizes))
-        torch.distributed.all_gather_into_tensor(results, done)
+        _all_gather(results, done)
     views: list[Tensor] = []
     for theirs, result in zip(owned, results.view(processes.count, -1), strict=True):
         views += _as_matrices(result, [shapes[i] for i in theirs])
@@ -110,6 +110,14 @@ def _by_rows(
     returned = torch.empty_like(parts)
     torch.distributed.all_to_all_single(returned, leaving, sent, received)
     return _as_matrices(returned, [held(shapes[i], rank) for theirs in owned for i in theirs])
+
+
+def _all_gather(results: Tensor, own: Tensor) -> None:
+    """By the name that this version of torch has for it; 2.13 warns of the one before."""
+    name = "all_gather_single"
+    if not hasattr(torch.distributed, name):
+        name = "all_gather_into_tensor"
+    getattr(torch.distributed, name)(results, own)
 
 
 def rows_held(rows: int, rank: int, processes: int) -> int:
