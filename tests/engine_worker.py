@@ -1,6 +1,6 @@
 """Trainings with faults of their own, in this process or, as a script, in those that torchrun starts.
 
-As a script, its argument is a JSON list of jobs, which it does one after the other.
+As a script, its argument is a JSON list of jobs (or of an optimizer's steps), done one after the other.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -22,6 +23,7 @@ from kilopix.stages.train import run
 from kilopix.step import StepBatch, StepLoader
 from kilopix.training import checkpoint
 from kilopix.types import UserError
+from optimizer_worker import Steps
 
 RANK = int(os.environ.get("RANK", "0"))
 LAST = int(os.environ.get("WORLD_SIZE", "1")) - 1
@@ -108,12 +110,12 @@ class Job:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def command(jobs: list[Job]) -> list[str]:
+def command(jobs: Sequence[Job | Steps]) -> list[str]:
     """The command line that does the jobs in one process."""
     return [sys.executable, __file__, json.dumps([asdict(job) for job in jobs])]
 
 
-def in_processes(jobs: list[Job], processes: int = 2) -> subprocess.CompletedProcess[str]:
+def in_processes(jobs: Sequence[Job | Steps], processes: int = 2) -> subprocess.CompletedProcess[str]:
     """What torchrun gives for the jobs in so many processes."""
     python, *rest = command(jobs)
     start = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -127,7 +129,7 @@ def main() -> None:
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=100))
     for values in json.loads(sys.argv[1]):
         try:
-            Job(**values).do()
+            (Steps if "style" in values else Job)(**values).do()
         except UserError as error:
             print(f"Error: {error}", file=sys.stderr, flush=True)
             os._exit(2)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from engine_worker import Job, in_processes
 from kilopix.runtime import read_tensors
 from kilopix.training.checkpoint import checkpoints, read_progress, read_weights
+from optimizer_worker import GATHER, Steps
 from tiny import TINY
 
 STEPS = 20
@@ -55,13 +57,51 @@ def alone(job) -> dict[str, Job]:
 
 
 @pytest.fixture(scope="module")
-def together(job, alone: dict[str, Job]) -> dict[str, Job]:
+def steps(tmp_path_factory: pytest.TempPathFactory):
+    folder = tmp_path_factory.mktemp("steps")
+
+    def make(name: str, *what) -> Steps:
+        return Steps(str(folder / name), *what)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def steps_alone(steps) -> dict[str, Steps]:
+    """Twenty steps of an optimizer in one process, and its first ten."""
+    jobs = {kind: steps(kind, kind, "ddp", 0, STEPS) for kind in ("muon", "lamb")}
+    jobs["ten"] = steps("ten", "muon", "ddp", 0, 10)
+    assert all(each.do() for each in jobs.values())
+    return jobs
+
+
+def steps_together(steps, ten: Steps, processes: int) -> dict[str, Steps]:
+    """The same in several: whole, in halves, the second half of one process's first, and what is sent."""
+    jobs: dict[str, Steps] = {}
+    for style in ("ddp", "fsdp"):
+        first = steps(f"first-{style}-{processes}", "muon", style, 0, 10)
+        parts = {
+            "muon": ("muon", style, 0, STEPS),
+            "second": ("muon", style, 10, STEPS, first.checkpoint),
+            "taken up": ("muon", style, 10, STEPS, ten.checkpoint),
+            "one round": ("muon", style, 0, 2, "", 2**27),
+            "lamb": ("lamb", style, 0, STEPS),
+        }
+        jobs[f"first {style}"] = first
+        for name, what in parts.items():
+            jobs[f"{name} {style}"] = steps(f"{name}-{style}-{processes}", *what)
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def together(job, steps, alone: dict[str, Job], steps_alone: dict[str, Steps]) -> dict[str, Job | Steps]:
     """In two processes, one after the other; two were begun by one process, of which one stops again."""
     jobs = {
         "dit ddp": job("dit-ddp", "dit", "training.micro_batch=2"),
         "cad ddp": job("cad-ddp", "cad", "training.micro_batch=3"),
         "dit fsdp": job("dit-fsdp", "dit", *FSDP, "training.micro_batch=2"),
         "cad fsdp": job("cad-fsdp", "cad", *FSDP, "training.activation_checkpointing=true"),
+        "muon ddp": job("muon-ddp", "muon"),
         "muon fsdp": job("muon-fsdp", "muon", *FSDP),
         "dit bf16": job(
             "dit-bf16", "dit", *FSDP, *LOWER, "training.images=64", "training.checkpoint_every=32"
@@ -77,9 +117,10 @@ def together(job, alone: dict[str, Job]) -> dict[str, Job]:
     }
     assert jobs["resumed"].do() is jobs["resumed fsdp"].do() is False
     jobs["resumed"].stop_at, jobs["resumed fsdp"].stop_at = 96, 10**9
-    done = in_processes(list(jobs.values()))
+    optimizers = steps_together(steps, steps_alone["ten"], 2)
+    done = in_processes([*jobs.values(), *optimizers.values()])
     assert done.returncode == 0, done.stderr[-3000:]
-    return jobs
+    return {**jobs, **{f"steps of {name}": each for name, each in optimizers.items()}}
 
 
 def grafted(alone: dict[str, Job]) -> list[str]:
@@ -126,7 +167,7 @@ def test_four_accumulations_are_one_batch(kind: str, alone: dict[str, Job], job)
     assert_same(accumulated, alone[kind])
 
 
-@pytest.mark.parametrize("name", ["dit ddp", "cad ddp", "dit fsdp", "cad fsdp", "muon fsdp"])
+@pytest.mark.parametrize("name", ["dit ddp", "cad ddp", "dit fsdp", "cad fsdp", "muon ddp", "muon fsdp"])
 def test_two_processes_are_one(name: str, alone: dict[str, Job], together: dict[str, Job]):
     assert_same(together[name], alone[name.split()[0]])
 
@@ -255,3 +296,49 @@ def test_a_hanging_and_a_dead_process(job, alone: dict[str, Job]):
     dies.die_at = 10**9
     assert dies.do()
     assert_same(dies, alone["dit"])
+
+
+def gaps(a: Steps, b: Steps) -> dict[str, float]:
+    """How far tensors are apart, relative to their norms; only those that are."""
+    ours, theirs = a.tensors(), b.tensors()
+    assert ours.keys() == theirs.keys()
+    apart = {name: float((ours[name] - theirs[name]).norm() / theirs[name].norm()) for name in ours}
+    return {name: gap for name, gap in apart.items() if gap > 0}
+
+
+def check_steps(jobs: dict[str, Steps], alone: dict[str, Steps], continued: Callable[[Steps], Steps]) -> None:
+    for style in ("ddp", "fsdp"):
+        whole, first = jobs[f"muon {style}"], jobs[f"first {style}"]
+        assert gaps(jobs[f"second {style}"], whole) == {}, "a stop between is to be seen"
+        for same in (whole, jobs[f"taken up {style}"], continued(first)):
+            assert max(gaps(same, alone["muon"]).values(), default=0.0) < 1e-6
+        assert max(gaps(jobs[f"lamb {style}"], alone["lamb"]).values(), default=0.0) < 1e-6
+    # A few collectives for all matrices, and one for the norm, of every step.
+    assert jobs["one round ddp"].sent() == {GATHER: 2}
+    assert jobs["one round fsdp"].sent() == {"all_to_all_single": 4, "all_reduce": 2}
+    assert jobs["muon ddp"].sent()[GATHER] > STEPS, "several rounds were not tried"
+
+
+def test_optimizers_in_two_processes_are_those_in_one(steps, steps_alone: dict[str, Steps], together):
+    jobs = {name.removeprefix("steps of "): each for name, each in together.items()}
+
+    def continued(half: Steps) -> Steps:
+        rest = steps(f"{Path(half.out).name}-alone", "muon", "ddp", 10, STEPS, half.checkpoint)
+        assert rest.do()
+        return rest
+
+    check_steps(jobs, steps_alone, continued)
+
+
+@pytest.mark.slow
+def test_optimizers_in_three_processes_go_on_from_two(steps, steps_alone: dict[str, Steps], together):
+    jobs = steps_together(steps, steps_alone["ten"], 3)
+    moved = {
+        style: steps(
+            f"moved-{style}", "muon", style, 10, STEPS, together[f"steps of first {style}"].checkpoint
+        )
+        for style in ("ddp", "fsdp")
+    }
+    done = in_processes([*jobs.values(), *moved.values()], 3)
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_steps(jobs, steps_alone, lambda half: moved[half.style])

@@ -94,7 +94,7 @@ def build(
     try:
         loss, average = prepare(recipe, sizes, processes, *how, weights, with_values=newest is None)
         network = loss.network
-        optimizer = build_optimizer(recipe.optimizer, network)
+        optimizer = build_optimizer(recipe.optimizer, network, processes)
         allocate_states(optimizer)
     except torch.OutOfMemoryError as error:
         raise UserError(

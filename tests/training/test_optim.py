@@ -1,13 +1,18 @@
 import math
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kilopix.network import blocks_of, build_network
 from kilopix.recipe import load_recipe
-from kilopix.training.muon import AdamWConfig, Muon, MuonConfig, orthogonalize
+from kilopix.training.lamb import Lamb, LambConfig
+from kilopix.training.muon import AdamWConfig, Muon, MuonConfig, flops, orthogonalize
 from kilopix.training.optim import ScheduleConfig, build_optimizer, lr_factor, set_lr
+from kilopix.training.parallel import clip_gradients
+from kilopix.training.spread import rounds
 
 
 class Blocks(nn.Module):
@@ -41,7 +46,7 @@ def test_norms_and_biases_are_not_decayed():
 
 def test_orthogonalized_matrices_have_singular_values_near_one():
     torch.manual_seed(0)
-    for shape in ((3, 8, 16), (2, 16, 8), (5, 5)):
+    for shape in ((3, 8, 16), (2, 16, 8), (1, 5, 5)):
         values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
         assert values.min() > 0.3
         assert values.max() < 1.3
@@ -139,3 +144,127 @@ def test_muon_lowers_a_loss():
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
+
+
+def stepped(make: Callable[[list[nn.Parameter]], torch.optim.Optimizer], shapes, steps: int) -> list[Tensor]:
+    """Parameters after some steps with drawn gradients."""
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    optimizer = make(params)
+    set_lr(optimizer, 1.0)
+    for _ in range(steps):
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator)
+        optimizer.step()
+    return [p.detach() for p in params]
+
+
+class PlainMuon(torch.optim.Optimizer):
+    """Muon as it is written down, one matrix after another."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+            momentum.lerp_(p.grad, 0.05)
+            direction = orthogonalize(p.grad.lerp(momentum, 0.95)[None])[0]
+            scale = 0.02 * max(1.0, p.shape[0] / p.shape[1]) ** 0.5
+            p.data = p.data * (1 - 0.02 * 0.1) - scale * direction
+
+
+class PlainLamb(torch.optim.Optimizer):
+    """LAMB as it is written down, one tensor after another."""
+
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            count = state["count"] = state.get("count", 0) + 1
+            state["m"] = 0.9 * state.get("m", 0.0) + 0.1 * p.grad
+            state["v"] = 0.999 * state.get("v", 0.0) + 0.001 * p.grad**2
+            m, v = state["m"] / (1 - 0.9**count), state["v"] / (1 - 0.999**count)
+            update = m / (v.sqrt() + 1e-8) + 0.1 * p.data
+            ratio = p.data.norm() / update.norm() if p.data.norm() > 0 else 1.0
+            p.data = p.data - 0.01 * ratio * update
+
+
+SHAPES = [(300, 2), (7, 5), (5, 7), (7, 5), (1, 3)]
+
+
+@pytest.mark.parametrize("at_once", [1, 70, 10**9])
+def test_muon_is_muon_in_any_number_of_rounds(at_once: int, monkeypatch):
+    monkeypatch.setattr("kilopix.training.muon._AT_ONCE", at_once)
+    ours = stepped(lambda p: Muon(MuonConfig(weight_decay=0.1), p, [], []), SHAPES, 5)
+    plain = stepped(lambda p: PlainMuon([{"params": p, "peak_lr": 0.02}], {}), SHAPES, 5)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 70, 10**9])
+def test_lamb_is_lamb_in_chunks_of_any_size(chunk: int | None):
+    def make(params: list[nn.Parameter]) -> Lamb:
+        optimizer = Lamb(LambConfig(lr=0.01, weight_decay=0.1), params, [])
+        optimizer.chunk = chunk
+        return optimizer
+
+    ours = stepped(make, SHAPES, 5)
+    plain = stepped(lambda p: PlainLamb([{"params": p, "peak_lr": 0.01}], {}), SHAPES, 5)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts what a GPU would be given: operations that are no views, and lists that are one kernel's.
+
+    A `_foreach` operation runs tensor by tensor where its lists differ in shapes, strides or devices.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        if "_foreach" in func.__name__:
+            lists = [a for a in args if isinstance(a, Sequence) and isinstance(a[0], Tensor)]
+            first, *others = ([(t.shape, t.stride()) for t in each] for each in lists)
+            assert all(other == first for other in others), f"{func} runs tensor by tensor"
+        return func(*args, **(kwargs or {}))
+
+
+def kernels_of_a_step(kind: str, tensors: int) -> int:
+    """What a step (and clipping) of so many tensors of two shapes is, as a GPU takes it."""
+    params = [nn.Parameter(torch.ones(4 + i % 2, 6)) for i in range(tensors)]
+    bias = nn.Parameter(torch.ones(3))
+    if kind == "muon":
+        optimizer = Muon(MuonConfig(), params, [], [bias])
+    else:
+        optimizer = Lamb(LambConfig(), params, [bias])
+        optimizer.chunk = 10**9
+    optimizer.found_inf = torch.zeros(())
+    for _ in range(2):
+        for p in (*params, bias):
+            p.grad = torch.ones_like(p)
+        with Kernels() as kernels:
+            clip_gradients([*params, bias], 1.0)
+            optimizer.step()
+    return kernels.count
+
+
+@pytest.mark.parametrize("kind", ["muon", "lamb"])
+def test_a_step_of_many_tensors_is_as_many_kernels_as_of_few(kind: str):
+    assert kernels_of_a_step(kind, 4) == kernels_of_a_step(kind, 400)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "channels", "width"), [("dit_i_256_ta", 32, 2048), ("cad_i_256_ta", 4, 2048)]
+)
+def test_newton_schulz_is_shared_evenly(recipe: str, channels: int, width: int):
+    with torch.device("meta"):
+        network = build_network(load_recipe(recipe), channels, width)
+    (matrices,) = (g["params"] for g in build_optimizer(MuonConfig(), network).param_groups if g["muon"])
+    shapes = tuple((p.shape[0], p.shape[1]) for p in matrices)
+    for processes in (1, 2, 8):
+        plan = rounds(shapes, flops, processes, 2**27)
+        assert sorted(i for together in plan for mine in together for i in mine) == list(range(len(shapes)))
+        loads = [sum(flops(shapes[i]) for r in plan for i in r[rank]) for rank in range(processes)]
+        assert max(loads) < 1.05 * sum(loads) / processes
+        sizes = [sum(matrices[i].numel() for mine in together for i in mine) for together in plan]
+        assert max(sizes) <= 2**27
+        assert len(plan) <= math.ceil(sum(sizes) / 2**27) + 1

@@ -14,8 +14,10 @@ from kilopix.config import Config
 from kilopix.training.parallel import is_sharded, local
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-_CHUNK = {"cpu": 1, "cuda": 2**27}
-"""Elements that are updated together: on a CPU one tensor, which stays in its cache."""
+_CHUNK = 2**27
+"""Elements that are updated together, but on a CPU, where it is one tensor, which stays in its cache."""
+_ROW = 256
+"""Elements of a scratch buffer that are of one tensor, and so are scaled alike."""
 
 
 class LambConfig(Config):
@@ -31,9 +33,9 @@ class LambConfig(Config):
 class Lamb(torch.optim.Optimizer):
     """m/(sqrt v + eps) + decay w, scaled to ||w|| over its own norm (You et al. 2020, algorithm 2).
 
-    Moments are corrected for their bias. `others` (norms and biases) are neither decayed nor scaled. The
-    direction of one tensor at a time is made in a scratch buffer by the fused Adam kernel, so that
-    weights, gradients and moments pass through memory once.
+    Moments are corrected for their bias. `others` (norms and biases) are neither decayed nor scaled.
+    Directions are made in a scratch buffer by the fused Adam kernel: on a CPU those of one tensor at a time,
+    else of as many as `chunk` elements hold, by a number of kernels that does not depend on theirs.
     """
 
     def __init__(self, config: LambConfig, layers: list[nn.Parameter], others: list[nn.Parameter]):
@@ -43,7 +45,10 @@ class Lamb(torch.optim.Optimizer):
         ]
         super().__init__([g for g in groups if g["params"]], {"lr": config.lr})
         self.betas, self.eps = config.betas, config.eps
+        self.chunk: int | None = None
+        """Elements that are updated together; None is what suits the device."""
         self.found_inf: Tensor | None = None
+        self._made: dict[tuple[int, ...], Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -51,7 +56,7 @@ class Lamb(torch.optim.Optimizer):
         loss = closure() if closure else None
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
-            for chunk in _chunks(params):
+            for chunk in _chunks(params, self.chunk):
                 self._step(chunk, group["lr"], group["weight_decay"], group["adapt"])
         return loss
 
@@ -60,7 +65,16 @@ class Lamb(torch.optim.Optimizer):
         steps = [state["step"] for state in states]
         parts = [local(p) for p in params]
         torch._foreach_add_(steps, 1)
-        updates = list(torch._foreach_mul(parts, -decay))
+        alone = len(parts) == 1 or not adapt
+        rows = [-(-part.numel() // _ROW) for part in parts]
+        scratch = parts[0].new_empty(0 if alone else sum(rows), _ROW)
+        if alone:
+            updates = list(torch._foreach_mul(parts, -decay))
+        else:
+            pieces = [piece.view(-1) for piece in scratch.split(rows)]
+            updates = [p[: part.numel()].view_as(part) for p, part in zip(pieces, parts, strict=True)]
+            torch._foreach_copy_(updates, parts)
+            torch._foreach_mul_(updates, -decay)
         torch._fused_adam_(
             updates,
             [local(p.grad) for p in params if p.grad is not None],
@@ -83,10 +97,20 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_add_(parts, updates, alpha=lr)
             return
         taken = 1.0 if self.found_inf is None else 1 - self.found_inf
-        weights, lengths = _norms(params, parts), _norms(params, updates)
-        for part, update, weight, length in zip(parts, updates, weights, lengths, strict=True):
-            ratio = torch.where((weight > 0) & (length > 0), weight / length, torch.ones_like(weight))
-            part.addcmul_(update, lr * ratio * taken)
+        weights, lengths = _norms(params, parts, updates)
+        ratios = torch.where((weights > 0) & (lengths > 0), weights / lengths, 1.0) * (lr * taken)
+        if alone:
+            parts[0].addcmul_(updates[0], ratios[0])
+            return
+        scratch.mul_(ratios.index_select(0, self._numbers(rows, ratios.device))[:, None])
+        torch._foreach_add_(parts, updates)
+
+    def _numbers(self, rows: list[int], device: torch.device) -> Tensor:
+        """Of every row of a scratch buffer, the number of the tensor that it is of; made once."""
+        key = tuple(rows)
+        if key not in self._made:
+            self._made[key] = torch.arange(len(rows)).repeat_interleave(torch.tensor(rows)).to(device)
+        return self._made[key]
 
     def _state(self, parameter: Tensor) -> dict[str, Tensor]:
         state = self.state[parameter]
@@ -97,27 +121,30 @@ class Lamb(torch.optim.Optimizer):
         return state
 
 
-def _norms(params: list[Tensor], parts: list[Tensor]) -> list[Tensor]:
-    """Norms of whole tensors; where processes hold parts of them, their squares are summed at once."""
-    norms = [part.norm() for part in parts]
+def _norms(params: list[Tensor], *parts: list[Tensor]) -> Tensor:
+    """Norms `list tensor` of whole tensors; where processes hold parts, squares are summed at once."""
+    norms = torch.stack([torch.stack(torch._foreach_norm(each)) for each in parts])
     if not is_sharded(params[0]):
         return norms
-    squares = torch.stack(norms).square()
+    squares = norms.square()
     torch.distributed.all_reduce(squares)
-    return list(squares.sqrt())
+    return squares.sqrt()
 
 
-def _chunks(params: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters in their order, in runs that are updated together; all of them where they are sharded."""
-    if params and is_sharded(params[0]):
-        return [params]
-    chunks: list[list[Tensor]] = []
+def _chunks(params: list[Tensor], limit: int | None) -> list[list[Tensor]]:
+    """Parameters in their order, in runs that are updated together; the same runs in all processes."""
+    if not params:
+        return []
+    sharded = is_sharded(params[0])
+    if limit is None:
+        limit = 1 if params[0].device.type == "cpu" and not sharded else _CHUNK
+    parts = torch.distributed.get_world_size() if sharded else 1
+    chunks: list[list[Tensor]] = [[]]
     size = 0
     for p in params:
-        limit = _CHUNK.get(p.device.type, _CHUNK["cuda"])
-        if not chunks or size + p.numel() > limit:
+        if chunks[-1] and size + p.numel() // parts > limit:
             chunks.append([])
             size = 0
         chunks[-1].append(p)
-        size += p.numel()
+        size += p.numel() // parts
     return chunks

@@ -11,9 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from kilopix.config import Config
-from kilopix.training.parallel import full_like, local, part_like
+from kilopix.training.parallel import Processes, local
+from kilopix.training.spread import Shape, rounds, work_spread
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+_AT_ONCE = 2**27
+"""Elements of all processes together that are orthogonalised, and sent, at once."""
+_ITERATIONS = 5
 
 
 class AdamWConfig(Config):
@@ -40,7 +44,8 @@ class Muon(torch.optim.Optimizer):
 
     `torch.optim.Muon` orthogonalises in bfloat16, which a CPU without its instructions does a hundred
     times slower than float32; here matrices of one shape go through one batched product in float32 on a
-    CPU and in bfloat16 elsewhere.
+    CPU and in bfloat16 on NVIDIA GPUs. Each matrix is orthogonalised by one of the processes and its
+    direction sent to the others, so that all step alike; momentum lies where the weights do.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Muon(torch.optim.Optimizer):
         matrices: list[nn.Parameter],
         decayed: list[nn.Parameter],
         others: list[nn.Parameter],
+        processes: Processes | None = None,
     ):
         adamw = config.adamw
         groups = [
@@ -68,6 +74,7 @@ class Muon(torch.optim.Optimizer):
         ]
         super().__init__([g for g in groups if g["params"]], {"lr": config.lr})
         self.momentum = config.momentum
+        self.processes = processes or Processes()
         self.betas = adamw.betas
         self.found_inf: Tensor | None = None
 
@@ -84,28 +91,36 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, params: list[Tensor], lr: float, decay: float) -> None:
-        grads = _gradients(params)
+        taken = 1.0 if self.found_inf is None else 1 - self.found_inf
+        torch._foreach_mul_([local(p) for p in params], 1 - lr * decay * taken)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        shapes = tuple((p.shape[0], p.shape[1]) for p in params)
+        for owned in rounds(shapes, flops, self.processes.count, _AT_ONCE):
+            members = [params[i] for theirs in owned for i in theirs]
+            flat, steps = self._updates(members)
+            if flat.device.type == "cuda":  # in which they are orthogonalised: half as much is sent
+                flat = flat.bfloat16()
+            torch._foreach_copy_(steps, work_spread(flat, owned, shapes, self.processes, orthogonalize))
+            torch._foreach_mul_(steps, [-lr * max(1.0, p.shape[0] / p.shape[1]) ** 0.5 for p in members])
+            torch._foreach_mul_(steps, taken)  # pyright: ignore[reportArgumentType, reportCallIssue]
+            torch._foreach_add_([local(p) for p in members], steps)
+
+    def _updates(self, params: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Enter gradients into the momentum; returns what they look ahead to, as one tensor and as many.
+
+        Where the step is skipped, that is the momentum itself, and finite.
+        """
         buffers = [local(self._buffer(p, "momentum")) for p in params]
-        if self.found_inf is None:
-            taken: float | Tensor = 1.0
-            torch._foreach_lerp_(buffers, grads, 1 - self.momentum)
-        else:
-            taken = 1 - self.found_inf
-            grads = [torch.where(self.found_inf > 0, 0.0, grad) for grad in grads]
-            for buffer, grad in zip(buffers, grads, strict=True):
-                buffer.lerp_(grad, (1 - self.momentum) * taken)
-        parts = [local(p) for p in params]
-        torch._foreach_mul_(parts, 1 - lr * decay * taken)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        updates = torch._foreach_lerp(grads, buffers, self.momentum)
-        by_shape: dict[tuple[int, ...], list[int]] = {}
-        for i, p in enumerate(params):
-            by_shape.setdefault(tuple(p.shape), []).append(i)
-        for (rows, columns), members in by_shape.items():
-            # A direction is a matter of the whole matrix, so that each process works it out for itself.
-            whole = torch.stack([full_like(updates[i], params[i]) for i in members])
-            directions = orthogonalize(whole) * (-lr * max(1.0, rows / columns) ** 0.5 * taken)
-            steps = [part_like(step, params[i]) for i, step in zip(members, directions, strict=True)]
-            torch._foreach_add_([parts[i] for i in members], steps)
+        flat = buffers[0].new_empty(sum(buffer.numel() for buffer in buffers))
+        pieces = flat.split([buffer.numel() for buffer in buffers])
+        updates = [piece.view_as(buffer) for piece, buffer in zip(pieces, buffers, strict=True)]
+        torch._foreach_copy_(updates, _gradients(params))
+        torch._foreach_sub_(updates, buffers)
+        if self.found_inf is not None:
+            flat.masked_fill_(self.found_inf > 0, 0.0)
+        torch._foreach_add_(buffers, updates, alpha=1 - self.momentum)
+        flat.mul_(self.momentum * (1 - self.momentum))
+        torch._foreach_add_(updates, buffers)
+        return flat, updates
 
     def _step_adam(self, params: list[Tensor], lr: float, decay: float) -> None:
         steps: list[Tensor] = []
@@ -145,8 +160,8 @@ def _gradients(params: list[Tensor]) -> list[Tensor]:
     return [local(p.grad) for p in params if p.grad is not None]
 
 
-def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
-    """Bring the singular values of each matrix `... rows columns` near 1 by Newton-Schulz iterations.
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """Bring the singular values of each matrix `number rows columns` near 1 by Newton-Schulz iterations.
 
     The quintic of Jordan et al. (2024): x -> 3.4445 x - 4.7750 x^3 + 2.0315 x^5.
     """
@@ -155,7 +170,13 @@ def orthogonalize(matrices: Tensor, iterations: int = 5) -> Tensor:
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(iterations):
+    for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x if wide else x.mT).to(matrices.dtype)
+
+
+def flops(shape: Shape) -> float:
+    """Floating-point operations of `orthogonalize` for one matrix: three products an iteration."""
+    short, long = sorted(shape)
+    return _ITERATIONS * (4.0 * short**2 * long + 2.0 * short**3)

@@ -16,6 +16,7 @@ from torch import nn
 from kilopix.config import Config
 from kilopix.training.lamb import Lamb, LambConfig
 from kilopix.training.muon import AdamWConfig, Muon, MuonConfig
+from kilopix.training.parallel import Processes
 
 IN_A_BLOCK = re.compile(r"(.*\.)?\w*blocks\.\d+\.")
 """Names of what lies in a block: `blocks.0` of a DiT, `rin_blocks.0` and `transformers_blocks.0` of a RIN."""
@@ -57,9 +58,12 @@ def lr_factor(config: ScheduleConfig, images_seen: int, images_total: int) -> fl
 
 
 def build_optimizer(
-    config: AdamWConfig | MuonConfig | LambConfig, network: nn.Module
+    config: AdamWConfig | MuonConfig | LambConfig, network: nn.Module, processes: Processes | None = None
 ) -> torch.optim.Optimizer:
-    """An optimizer over the network's parameters, each group with the key `peak_lr`."""
+    """An optimizer over the network's parameters, each group with the key `peak_lr`.
+
+    `processes` are those that train the network together, which Muon shares its work with.
+    """
     if isinstance(config, AdamWConfig):
         return _adamw(config, *_decayed_and_not(network.named_parameters()))
     if isinstance(config, LambConfig):
@@ -73,7 +77,7 @@ def build_optimizer(
         raise ValueError("muon: no part of the network is a list named ...blocks, whose matrices it is for")
     others = [(name, p) for name, p in network.named_parameters() if id(p) not in in_blocks]
     matrices = [p for p in network.parameters() if id(p) in in_blocks]
-    return Muon(config, matrices, *_decayed_and_not(others))
+    return Muon(config, matrices, *_decayed_and_not(others), processes=processes)
 
 
 def _decayed_and_not(

@@ -175,30 +175,19 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_sharded(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def full_like(part: Tensor, like: Tensor) -> Tensor:
-    """The whole of a tensor of which `part` is this process's, sharded as `like`; all processes must ask."""
-    if not is_sharded(like):
-        return part
-    joined = torch.zeros_like(like)
-    local(joined).copy_(part)
-    return full(joined)
-
-
-def part_like(whole: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a tensor that all have, as `like` is sharded; nothing is sent."""
-    if not is_sharded(like):
-        return whole
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(like, DTensor)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
-
-
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """Scale gradients to a joint norm of at most `limit`; returns the norm, which is not waited for."""
+    """Scale gradients to a joint norm of at most `limit`; returns the norm, which is not waited for.
+
+    `nn.utils.clip_grad_norm_` would go through sharded gradients one by one, for the norm and again to scale.
+    """
     grads = [p.grad for p in parameters if p.grad is not None]
-    norm = full(nn.utils.get_total_norm(grads))
-    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    parts = [local(grad) for grad in grads]
+    norm = torch.stack(torch._foreach_norm(parts)).norm()
+    if is_sharded(grads[0]):
+        square = norm.square()
+        torch.distributed.all_reduce(square)
+        norm = square.sqrt()
+    torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))  # pyright: ignore[reportArgumentType, reportCallIssue]
     return norm
 
 
