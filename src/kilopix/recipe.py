@@ -82,6 +82,9 @@ class TrainingConfig(Config):
         default="auto", description="images that a device takes at once; auto is the most that fits"
     )
     precision: Precision = "auto"
+    residual: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="what blocks add to; their norms compute in float32 anyway"
+    )
     compile: Literal["auto"] | bool = Field(default="auto", description="auto compiles on NVIDIA GPUs")
     activation_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     parallel: Style = Field(default="ddp", description="fsdp shards weights and states over devices")

@@ -4,6 +4,7 @@ In: token sequences `B T D`. Out: token sequences of the same shape. Nothing her
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,18 @@ def init_linear(layer: nn.Linear, gain: float = 1.0) -> nn.Linear:
 def linear(inputs: int, outputs: int, gain: float = 1.0, bias: bool = False) -> nn.Linear:
     """A linear layer, initialised by `init_linear`."""
     return init_linear(nn.Linear(inputs, outputs, bias=bias), gain)
+
+
+def added(x: Tensor, more: Tensor) -> Tensor:
+    """x + more in the type of x, which is the type of the residual stream; rounded once."""
+    return (x + more).to(x.dtype)
+
+
+def in_float32(stream: Tensor) -> AbstractContextManager:
+    """Inside, layers compute in float32 if the residual stream is kept in less; else as around it."""
+    if stream.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(stream.device.type, enabled=False)
 
 
 def sinusoid(t: Float[Tensor, " B"], width: int, scale: float = 1000.0) -> Float[Tensor, "B D"]:

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kilopix.config import Config
+from kilopix.models.layers import in_float32
 from kilopix.models.rin_blocks import (
     EPS,
     CrossAttention,
@@ -126,6 +127,7 @@ class RIN(nn.Module):
         if latent_side % config.patch:
             raise ValueError(f"latents of side {latent_side} are no whole patches of {config.patch}")
         self.config = config
+        self.residual = torch.float32
         width, tokens = config.latent_width, (latent_side // config.patch) ** 2
         self.patch_extractor = nn.Conv2d(channels, config.token_width, config.patch, config.patch)
         self.data_pos_embedding = nn.Parameter(torch.empty(tokens, config.token_width))
@@ -188,7 +190,7 @@ class RIN(nn.Module):
         mask = torch.cat([text.mask.new_ones(batch, own.shape[1]), text.mask], dim=1)
         packing, words = Packing.of(mask), Packing.of(text.mask)
         mapped = words.unpack(self.map_text_tokens(words.pack(text.states)))
-        x = packing.pack(torch.cat([own, mapped], dim=1))
+        x = packing.pack(torch.cat([own, mapped], dim=1)).to(self.residual)
         for block in self.transformers_blocks:
             x = block(x, packing)
         keys_values = [_cond_attention(block).keys_values(x, packing) for block in self.rin_blocks]
@@ -244,7 +246,9 @@ class RIN(nn.Module):
         level = self.time_embedder(gamma)[:, None]
         if previous is None:  # the answer to zeros, which is the same for every token
             previous = x.new_zeros(1, 1, self.config.latent_width)
+        previous = previous.float()
         latents = self.latents + level + self.ln_previous(previous + self.linear_previous(previous))
+        data, latents = data.to(self.residual), latents.to(self.residual)
         seen = None
         if context.mask is not None:
             seen = torch.cat([context.mask.new_ones(len(x), 1), context.mask], dim=1)
@@ -257,8 +261,10 @@ class RIN(nn.Module):
 
     def _to_image(self, data: Tensor, x: Tensor) -> Tensor:
         patch, height = self.config.patch, x.shape[2] // self.config.patch
+        with in_float32(data):
+            patches = self.map_tokens_to_patches(data.float())
         return rearrange(
-            self.map_tokens_to_patches(data),
+            patches,
             "b (h w) (p q c) -> b c (h p) (w q)",
             p=patch,
             q=patch,

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from kilopix.models.layers import added
+
 EPS = 1e-6
 
 
@@ -108,10 +110,10 @@ class SelfAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """`x` is `B T D`, or its packed rows."""
-        mixed = self.sa(self.initial_ln(x), packing)
-        x = x + (mixed if self.layer_scale_1 is None else self.layer_scale_1 * mixed)
-        out = self.ffn(self.middle_ln(x))
-        return x + (out if self.layer_scale_2 is None else self.layer_scale_2 * out)
+        mixed = self.sa(self.initial_ln(x.float()), packing)
+        x = added(x, mixed if self.layer_scale_1 is None else self.layer_scale_1 * mixed)
+        out = self.ffn(self.middle_ln(x.float()))
+        return added(x, out if self.layer_scale_2 is None else self.layer_scale_2 * out)
 
 
 class CrossAttention(nn.Module):
@@ -127,7 +129,7 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of a context, `B H T E` each."""
-        both = self.kv(context)
+        both = self.kv(context.float())
         both = both if packing is None else packing.unpack(both)
         keys, values = both.chunk(2, dim=-1)
         return split_heads(keys, self.heads), split_heads(values, self.heads)
@@ -151,9 +153,9 @@ class CrossAttentionBlock(nn.Module):
         mask: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Attend to the keys where the mask is true."""
-        queries = split_heads(self.ca.q(self.initial_to_ln(x)), self.ca.heads)
-        x = x + self.ca.out(attend(queries, keys, values, mask))
-        return x + self.ffn(self.middle_ln(x))
+        queries = split_heads(self.ca.q(self.initial_to_ln(x.float())), self.ca.heads)
+        x = added(x, self.ca.out(attend(queries, keys, values, mask)))
+        return added(x, self.ffn(self.middle_ln(x.float())))
 
 
 class RINBlock(nn.Module):
