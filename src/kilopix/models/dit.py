@@ -148,13 +148,11 @@ class DiT(nn.Module):
 
     def encode_text(self, text: TextStates) -> TextContext:
         """Everything of the network that depends on the text alone."""
-        tokens = self.text(text.states, text.mask)
-        weights = text.mask.to(tokens.dtype)[:, :, None]
-        pooled = self.pooled_text((tokens * weights).sum(1) / weights.sum(1).clamp(min=1))
+        tokens, mean = self.text(text.states, text.mask)
         keys_values: list[tuple[Tensor, Tensor]] = [
             block.get_submodule("text_keys_values")(tokens) for block in self.blocks
         ]
-        return TextContext(keys_values, text.mask, pooled)
+        return TextContext(keys_values, text.mask, self.pooled_text(mean))
 
     def forward(
         self,

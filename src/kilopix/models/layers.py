@@ -78,6 +78,9 @@ class SwiGLU(nn.Module):
 class KeysValues(nn.Module):
     """Keys and values of a context; they depend on the context alone, so they can be kept."""
 
+    varying = ((0, 1),)
+    recomputed = False
+
     def __init__(self, context_width: int, width: int, heads: int):
         super().__init__()
         self.heads = heads
@@ -162,6 +165,9 @@ def rotate(x: Float[Tensor, "B H T D"], rotary: tuple[Tensor, Tensor]) -> Float[
 class TextRefiner(nn.Module):
     """Frozen text states to context tokens: projection, normalisation, and a few self-attention layers."""
 
+    varying = ((0, 1), (0, 1))
+    recomputed = False
+
     def __init__(self, text_width: int, width: int, heads: int, depth: int):
         super().__init__()
         self.project = linear(text_width, width)
@@ -171,12 +177,19 @@ class TextRefiner(nn.Module):
         self.norm_in = nn.RMSNorm(text_width, eps=1e-6)
         self.norm_out = nn.RMSNorm(width, eps=1e-6)
 
-    def forward(self, states: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        """Refine the states; padded positions hold values that the mask must hide from readers."""
+    def forward(
+        self, states: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"]
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B D"]]:
+        """Refine the states, and return their mean, too, over the real tokens.
+
+        Padded positions hold values that the mask must hide from readers.
+        """
         x = self.project(self.norm_in(states))
         for attention, mlp, norm_a, norm_m in zip(
             self.attentions, self.mlps, self.norms[::2], self.norms[1::2], strict=True
         ):
             x = x + attention(norm_a(x), mask=mask)
             x = x + mlp(norm_m(x))
-        return self.norm_out(x)
+        tokens = self.norm_out(x)
+        weights = mask.to(tokens.dtype)[:, :, None]
+        return tokens, (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)

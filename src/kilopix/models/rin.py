@@ -21,7 +21,6 @@ from kilopix.config import Config
 from kilopix.models.layers import in_float32
 from kilopix.models.rin_blocks import (
     EPS,
-    CrossAttention,
     Packing,
     RINBlock,
     SelfAttentionBlock,
@@ -193,7 +192,7 @@ class RIN(nn.Module):
         x = packing.pack(torch.cat([own, mapped], dim=1)).to(self.residual)
         for block in self.transformers_blocks:
             x = block(x, packing)
-        keys_values = [_cond_attention(block).keys_values(x, packing) for block in self.rin_blocks]
+        keys_values = [_text_keys_values(block)(x, packing) for block in self.rin_blocks]
         return RINContext(keys_values, mask if packing.rows is not None else _unless_all(mask))
 
     def forward(
@@ -254,7 +253,7 @@ class RIN(nn.Module):
             seen = torch.cat([context.mask.new_ones(len(x), 1), context.mask], dim=1)
         last = len(self.rin_blocks) - 1
         for i, (block, kept) in enumerate(zip(self.rin_blocks, context.keys_values, strict=True)):
-            own = _cond_attention(block).keys_values(level)
+            own = _text_keys_values(block)(level)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(own, kept, strict=True))
             data, latents = block(data, latents, keys, values, seen, write=write_last or i < last)
         return data, latents
@@ -294,10 +293,8 @@ def flops_per_image(
     return 2.0 * text, 2.0 * (config.blocks * block + ends)
 
 
-def _cond_attention(block: nn.Module) -> CrossAttention:
-    attention = block.get_submodule("retrieve_cond.ca")
-    assert isinstance(attention, CrossAttention)
-    return attention
+def _text_keys_values(block: nn.Module) -> nn.Module:
+    return block.get_submodule("retrieve_cond.ca.kv")
 
 
 def _unless_all(mask: Tensor) -> Tensor | None:

@@ -116,6 +116,23 @@ class SelfAttentionBlock(nn.Module):
         return added(x, out if self.layer_scale_2 is None else self.layer_scale_2 * out)
 
 
+class KeysValues(nn.Linear):
+    """Keys and values of a context, from one projection."""
+
+    varying = ((0, 1), (0, 1))
+    recomputed = False
+
+    def __init__(self, context_width: int, width: int, heads: int):
+        super().__init__(context_width, 2 * width)
+        self.heads = heads
+
+    def forward(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """`B H T E` each; a context is `B T D`, or its packed rows."""
+        both = super().forward(context.float())
+        keys, values = (both if packing is None else packing.unpack(both)).chunk(2, dim=-1)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
+
+
 class CrossAttention(nn.Module):
     """Queries from one sequence, keys and values from another; as wide as the narrower of the two."""
 
@@ -124,15 +141,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
         inner = min(width, context_width)
         self.q = nn.Linear(width, inner)
-        self.kv = nn.Linear(context_width, 2 * inner)
+        self.kv = KeysValues(context_width, inner, heads)
         self.out = nn.Linear(inner, width)
-
-    def keys_values(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values of a context, `B H T E` each."""
-        both = self.kv(context.float())
-        both = both if packing is None else packing.unpack(both)
-        keys, values = both.chunk(2, dim=-1)
-        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
 
 class CrossAttentionBlock(nn.Module):
@@ -208,13 +218,13 @@ class RINBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Data and latents, of which the data are written to last."""
         latents = self._thought(data, latents, keys, values, mask)
-        return self.writer_ca(data, *self.writer_ca.ca.keys_values(latents)), latents
+        return self.writer_ca(data, *self.writer_ca.ca.kv(latents)), latents
 
     def _thought(
         self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Tensor:
         latents = self.retrieve_cond(latents, keys, values, mask)
-        latents = self.retriever_ca(latents, *self.retriever_ca.ca.keys_values(data))
+        latents = self.retriever_ca(latents, *self.retriever_ca.ca.kv(data))
         for block in self.processer_sa:
             latents = block(latents)
         return latents
