@@ -19,7 +19,7 @@ from kilopix.data.loader import prefetch
 from kilopix.data.shards import Shards
 from kilopix.english import counted
 from kilopix.model_files import CHECKPOINTS
-from kilopix.network import Network, attention_shapes, blocks_of, build_network, shards_of
+from kilopix.network import Network, attention_shapes, blocks_of, build_network, compiled_of, shards_of
 from kilopix.progress import Progress as Shown
 from kilopix.progress import working
 from kilopix.recipe import Recipe
@@ -36,6 +36,7 @@ from kilopix.training.checkpoint import (
     save_checkpoint,
     set_skipped,
 )
+from kilopix.training.float8 import check_float8, to_float8
 from kilopix.training.guard import Guard, Outcome
 from kilopix.training.logs import LOG, SKIPPED, LogWindow, cut_log, note_skipped
 from kilopix.training.optim import build_optimizer, lr_factor, set_lr
@@ -123,7 +124,13 @@ def start(
     precision = pick_precision(training.precision, processes.device_type)
     on_gpu = processes.device_type == "cuda"
     compiled = on_gpu if training.compile == "auto" else training.compile
-    speed_up(blocks_of(network), compiled, training.activation_checkpointing)
+    if training.float8 != "off":
+        check_float8(precision, compiled, device)
+        done, left = to_float8(blocks_of(network), training.float8)
+        if processes.main:
+            rest = f"; in bfloat16, since 16 divides not both, those of {', '.join(left)}" if left else ""
+            say(f"{counted(done, 'layer')} in float8, {training.float8}{rest}.")
+    speed_up(compiled_of(network), compiled, training.activation_checkpointing, training.compile_mode)
     loss = StepLoss(network, recipe, precision)
     micro_batch = _micro_batch(loss, recipe, shards, processes, newest, out)
     loader = StepLoader(shards, recipe, processes, micro_batch)
@@ -389,7 +396,7 @@ def _say_how(run: Run) -> dict[str, Any]:
 
     A block that is to be compiled and is not is named: dynamo falls back to slow code without an error.
     """
-    recipe, processes, blocks = run.recipe, run.processes, blocks_of(run.network)
+    recipe, processes, blocks = run.recipe, run.processes, compiled_of(run.network)
     precision = pick_precision(recipe.training.precision, processes.device_type)
     kernels = {
         name: attention_kernel(*shape, precision, processes.device)
@@ -400,12 +407,12 @@ def _say_how(run: Run) -> dict[str, Any]:
         "precision": str(precision).removeprefix("torch."),
         "micro_batch": run.loader.micro_batch,
         "attention": kernels,
-        "compiled_blocks": len(blocks) - len(slow) if run.compiled else 0,
-        "blocks": len(blocks),
+        "compiled_parts": len(blocks) - len(slow) if run.compiled else 0,
+        "parts": len(blocks),
     }
     if processes.main:
         names = {id(module): name for name, module in run.network.named_modules()}
-        told = f"{how['compiled_blocks']} of {len(blocks)} blocks compiled" if run.compiled else "uncompiled"
+        told = f"{how['compiled_parts']} of {len(blocks)} parts compiled" if run.compiled else "uncompiled"
         kinds = ", ".join(f"{kernel} for {name}" for name, kernel in kernels.items())
         say(
             f"Computing in {how['precision']}, {run.loader.micro_batch} images at once; attention: {kinds}; "
