@@ -22,7 +22,8 @@ CAD = [
 ]
 TINY = [*TINY, "model.text_layers=1"]
 NETWORKS = [("mini", TINY), ("mini_cad", CAD)]
-MOST_GRAPHS = {"mini": 99, "mini_cad": 99}
+MOST_GRAPHS = {"mini": 9, "mini_cad": 13}
+"""With and without gradients, and while sampling: of blocks, refiner, keys and values."""
 WIDTH = 16
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about its own insides
 
@@ -66,7 +67,7 @@ def varied(loss: StepLoss, count: int) -> list[StepBatch]:
     return [batch_of(loss, a, 3 + 2 * b % 11, min(a, c) - 1, i) for i, (a, b, c) in enumerate(sizes)]
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "settings"), NETWORKS)
 def test_after_a_few_batches_nothing_is_compiled_again(name: str, settings: list[str], checkpointed: bool):
     loss = step_loss(name, settings)
@@ -151,7 +152,7 @@ class Breaks(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = super().forward(x)
-        return y if float(y.sum()) > 0 else y
+        return y if float(y.sum()) > 0 else y + 0
 
 
 def test_what_cannot_be_compiled_whole_is_named_and_computed(capsys: pytest.CaptureFixture[str]):
@@ -162,7 +163,8 @@ def test_what_cannot_be_compiled_whole_is_named_and_computed(capsys: pytest.Capt
         assert torch.equal(breaks(torch.ones(2, 4)), expected)
     assert uncompiled([breaks]) == [0]
     told = capsys.readouterr().err
-    assert told.startswith("Breaks.forward: not compiled (") and told.count("\n") == 1
+    assert told.startswith("Breaks.forward: not compiled (")
+    assert told.count("\n") == 1
 
 
 def test_what_lacks_memory_to_be_compiled_is_tried_again_with_less():

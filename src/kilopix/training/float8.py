@@ -29,7 +29,7 @@ def to_float8(blocks: Sequence[nn.Module], scaling: Float8, emulate: bool = Fals
         from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     except ImportError:
         raise UserError("training.float8 needs torchao: pip install 'kilopix[float8]'.") from None
-    # A batch has not always a number of tokens of which 16 is a divisor, and gradients of weights sum over it.
+    # Gradients of weights sum over a batch's tokens, of whose number 16 is not always a divisor.
     config = replace(Float8LinearConfig.from_recipe_name(scaling), pad_inner_dim=True, emulate=emulate)
     done, left = 0, set[str]()
 
@@ -57,7 +57,9 @@ def to_float8(blocks: Sequence[nn.Module], scaling: Float8, emulate: bool = Fals
 def check_float8(precision: torch.dtype, compiled: bool, device: str) -> None:
     """Refuse float8 where it cannot be had, or would be slower than bfloat16."""
     if torch.device(device).type != "cuda":
-        raise UserError(f"training.float8 needs an NVIDIA GPU, and this is {device}; set training.float8=off.")
+        raise UserError(
+            f"training.float8 needs an NVIDIA GPU, and this is {device}; set training.float8=off."
+        )
     if torch.version.hip or torch.cuda.get_device_capability(device) < (8, 9):
         raise UserError(
             f"training.float8: {torch.cuda.get_device_name(device)} has no float8 products (H100, L40, "
