@@ -59,7 +59,7 @@ def padded_context(net: RIN, text: TextStates) -> RINContext:
     x = torch.cat([own, net.map_text_tokens(text.states)], dim=1)
     for block in net.transformers_blocks:
         x = block(x, whole)
-    pairs = [block.get_submodule("retrieve_cond.ca").keys_values(x) for block in net.rin_blocks]
+    pairs = [block.get_submodule("retrieve_cond.ca.kv")(x) for block in net.rin_blocks]
     return RINContext(pairs, mask)
 
 

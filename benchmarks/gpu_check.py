@@ -26,7 +26,7 @@ from kilopix.diffusion.sampling import PRESETS
 from kilopix.hardware import peak_flops
 from kilopix.models.dit import DiTConfig
 from kilopix.models.rin import RINConfig
-from kilopix.network import blocks_of, sample_latents, training_flops_per_image
+from kilopix.network import compiled_of, sample_latents, training_flops_per_image
 from kilopix.pretrained.autoencoder import SDAutoencoderConfig
 from kilopix.pretrained.text_encoder import T5Config
 from kilopix.recipe import DataConfig, Recipe, TrainingConfig
@@ -159,8 +159,8 @@ def training(check: Check, kind: str) -> None:
         for _ in range(3):
             engine.take_step(run, next(batches), False)
         wait(check.device)
-        slow = uncompiled(blocks_of(run.network)) if run.compiled else []
-        check.row(kind, "blocks that run uncompiled", len(slow), not slow)
+        slow = uncompiled(compiled_of(run.network)) if run.compiled else []
+        check.row(kind, "parts that run uncompiled", len(slow), not slow)
         graphs = counters["stats"]["unique_graphs"]
         if check.gpu:
             torch.cuda.reset_peak_memory_stats()

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "kilopix"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-EXTRAS = {"captions", "hub", "heic", "cluster", "eval", "serve", "track", "docs", "all", "dev"}
+EXTRAS = {"captions", "hub", "heic", "cluster", "eval", "serve", "track", "float8", "docs", "all", "dev"}
 NOT_IMPORTED = {
     "torchvision": "transformers loads it for the processors of Qwen-VL and others",
     "sentencepiece": "transformers loads it for tokenizers without a tokenizer.json",

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from kilopix.data.shards import Shards
+from kilopix.english import counted
 from kilopix.network import (
     Network,
     attention_shapes,
     blocks_of,
     build_network,
+    compiled_of,
     empty_network,
     repeat_one_block,
     shards_of,
@@ -29,6 +31,7 @@ from kilopix.runtime import read_json, say, write_json
 from kilopix.step import StepLoader, StepLoss, synthetic_batch
 from kilopix.training.averages import Average, build_average
 from kilopix.training.checkpoint import allocate_states, read_progress
+from kilopix.training.float8 import check_float8, to_float8
 from kilopix.training.optim import build_optimizer
 from kilopix.training.parallel import Processes
 from kilopix.training.sharding import (
@@ -151,7 +154,13 @@ def prepare(
         network = network.to(processes.device)
     network = network.train()
     average = build_average(network, training.average)
-    speed_up(blocks_of(network), compiled, training.activation_checkpointing)
+    if training.float8 != "off":
+        check_float8(precision, compiled, processes.device)
+        done, left = to_float8(blocks_of(network), training.float8)
+        if processes.main:
+            rest = f"; in bfloat16, since 16 divides not both, those of {', '.join(left)}" if left else ""
+            say(f"{counted(done, 'layer')} in float8, {training.float8}{rest}.")
+    speed_up(compiled_of(network), compiled, training.activation_checkpointing, training.compile_mode)
     loss = StepLoss(network, recipe, precision)
     if not shared:
         return loss, average
@@ -285,7 +294,11 @@ def stand_in(
     for block in blocks:
         block.to(gather)
         norms_in_float32(block, gather)
-    speed_up(blocks, compiled, recipe.training.activation_checkpointing)
+    training = recipe.training
+    if training.float8 != "off":
+        to_float8(blocks, training.float8)
+    parts = list(dict.fromkeys(compiled_of(network)))
+    speed_up(parts, compiled, training.activation_checkpointing, training.compile_mode)
     return StepLoss(network.train(), recipe, precision)
 
 
@@ -304,29 +317,27 @@ def no_room(computing: Computing, out: Path) -> str:
 def say_how(computing: Computing) -> dict[str, Any]:
     """Say in what way the run computes, as it is after its first steps, and return it for the log.
 
-    A block that is to be compiled and is not is named: dynamo falls back to slow code without an error.
+    A part that is to be compiled and is not is named: dynamo falls back to slow code without an error.
     """
-    processes, blocks = computing.processes, blocks_of(computing.network)
+    processes, parts = computing.processes, compiled_of(computing.network)
     precision, micro_batch = computing.precision, computing.loader.micro_batch
     kernels = {
         name: attention_kernel(*shape, precision, processes.device)
         for name, shape in attention_shapes(computing.recipe, micro_batch).items()
     }
-    slow = uncompiled(blocks) if computing.compiled else []
+    slow = uncompiled(parts) if computing.compiled else []
     how = {
         "precision": str(precision).removeprefix("torch."),
         "communication": str(computing.sent).removeprefix("torch.") if processes.count > 1 else None,
         "micro_batch": micro_batch,
         "attention": kernels,
-        "compiled_blocks": len(blocks) - len(slow) if computing.compiled else 0,
-        "blocks": len(blocks),
+        "compiled_parts": len(parts) - len(slow) if computing.compiled else 0,
+        "parts": len(parts),
     }
     if processes.main:
         names = {id(module): name for name, module in computing.network.named_modules()}
         told = (
-            f"{how['compiled_blocks']} of {len(blocks)} blocks compiled"
-            if computing.compiled
-            else "uncompiled"
+            f"{how['compiled_parts']} of {len(parts)} parts compiled" if computing.compiled else "uncompiled"
         )
         between = f", {how['communication']} between devices" if processes.count > 1 else ""
         kinds = ", ".join(f"{kernel} for {name}" for name, kernel in kernels.items())
@@ -336,7 +347,7 @@ def say_how(computing: Computing) -> dict[str, Any]:
         )
         for i in slow:
             say(
-                f"{names[id(blocks[i])]}: runs uncompiled, and slower; see docs/troubleshooting.md.",
+                f"{names[id(parts[i])]}: runs uncompiled, and slower; see docs/troubleshooting.md.",
                 stderr=True,
             )
     return how

@@ -44,13 +44,22 @@ def blocks_of(network: Network) -> list[nn.Module]:
     return [*network.transformers_blocks, *network.rin_blocks]
 
 
+def compiled_of(network: Network) -> list[nn.Module]:
+    """What is compiled, each by itself: the blocks, and what makes keys and values for them of a text."""
+    refiner = [network.text] if isinstance(network, DiT) else []
+    return [*blocks_of(network), *refiner, *_text_keys_values(network)]
+
+
 def shards_of(network: Network) -> list[list[nn.Module]]:
     """What processes that share a network gather at once; the text's keys and values are asked for outside
     their blocks, and so are a group of their own."""
-    blocks = network.blocks if isinstance(network, DiT) else network.rin_blocks
-    name = "text_keys_values" if isinstance(network, DiT) else "retrieve_cond.ca.kv"
-    outside = [block.get_submodule(name) for block in blocks]
-    return [outside, *([block] for block in blocks_of(network))]
+    return [_text_keys_values(network), *([block] for block in blocks_of(network))]
+
+
+def _text_keys_values(network: Network) -> list[nn.Module]:
+    if isinstance(network, DiT):
+        return [block.get_submodule("text_keys_values") for block in network.blocks]
+    return [block.get_submodule("retrieve_cond.ca.kv") for block in network.rin_blocks]
 
 
 def repeat_one_block(network: Network) -> None:

@@ -28,11 +28,12 @@ from kilopix.pretrained.autoencoder import (
 from kilopix.pretrained.patch_codec import PatchCodecConfig
 from kilopix.pretrained.text_encoder import MiniLMConfig, TextEncoderConfig
 from kilopix.training.averages import AverageConfig, ExponentialConfig
+from kilopix.training.float8 import Float8
 from kilopix.training.guard import GuardConfig
 from kilopix.training.muon import AdamWConfig
 from kilopix.training.optim import OptimizerConfig, ScheduleConfig
 from kilopix.training.parallel import Style
-from kilopix.training.speed import Precision
+from kilopix.training.speed import CompileMode, Precision
 from kilopix.training.watchdog import WatchdogConfig
 from kilopix.training.watching import PreviewConfig, ScoresConfig, TrackerName, ValidationConfig
 from kilopix.types import UserError
@@ -82,7 +83,14 @@ class TrainingConfig(Config):
         default="auto", description="images that a device takes at once; auto is the most that fits"
     )
     precision: Precision = "auto"
+    residual: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="what blocks add to; their norms compute in float32 anyway"
+    )
     compile: Literal["auto"] | bool = Field(default="auto", description="auto compiles on NVIDIA GPUs")
+    compile_mode: CompileMode = Field(
+        default="default", description="max-autotune tries kernels for minutes, and keeps the fastest"
+    )
+    float8: Float8 = Field(default="off", description="scaling of qkv and MLP products in float8")
     activation_checkpointing: bool = Field(default=False, description="less memory, a third more time")
     parallel: Style = Field(default="ddp", description="fsdp shards weights and states over devices")
     communication: Precision = Field(

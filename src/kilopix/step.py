@@ -23,6 +23,7 @@ from kilopix.network import Network, encode_text, own_keys, training_predictor
 from kilopix.recipe import Recipe
 from kilopix.runtime import torch_generator
 from kilopix.training.parallel import Processes
+from kilopix.training.speed import pick_precision
 from kilopix.types import TextStates
 
 KEYS = 128
@@ -238,6 +239,7 @@ class StepLoss(nn.Module):
         self.network = network
         self.recipe = recipe
         self.precision = precision
+        network.residual = pick_precision(recipe.training.residual, "cpu")
 
     def forward(self, batch: StepBatch) -> Float[Tensor, ""]:
         """The share of the whole batch's mean loss that these images bring."""

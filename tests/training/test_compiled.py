@@ -6,11 +6,12 @@ import torch
 from torch import nn
 from torch._dynamo.utils import counters
 
-from kilopix.network import blocks_of, build_network
+from kilopix.network import blocks_of, build_network, compiled_of, sample_latents
 from kilopix.recipe import load_recipe
 from kilopix.step import StepBatch, StepLoss, parts_of, synthetic_batch
 from kilopix.training import speed
 from kilopix.training.speed import speed_up, uncompiled
+from kilopix.types import TextStates
 from tiny import TINY
 
 CAD = [
@@ -19,7 +20,10 @@ CAD = [
     *("model.read_write_heads=2", "model.compute_heads=2", "model.text_heads=2", "model.registers=2"),
     *("model.patch=1", "model.text_layers=1"),
 ]
+TINY = [*TINY, "model.text_layers=1"]
 NETWORKS = [("mini", TINY), ("mini_cad", CAD)]
+MOST_GRAPHS = {"mini": 9, "mini_cad": 13}
+"""With and without gradients, and while sampling: of blocks, refiner, keys and values."""
 WIDTH = 16
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about its own insides
 
@@ -63,25 +67,37 @@ def varied(loss: StepLoss, count: int) -> list[StepBatch]:
     return [batch_of(loss, a, 3 + 2 * b % 11, min(a, c) - 1, i) for i, (a, b, c) in enumerate(sizes)]
 
 
+@pytest.mark.parametrize("checkpointed", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "settings"), NETWORKS)
-def test_after_a_few_batches_nothing_is_compiled_again(name: str, settings: list[str]):
+def test_after_a_few_batches_nothing_is_compiled_again(name: str, settings: list[str], checkpointed: bool):
     loss = step_loss(name, settings)
-    blocks = blocks_of(loss.network)
-    speed_up(blocks, compiled=True, checkpointed=False, backend="aot_eager")
+    blocks = compiled_of(loss.network)
+    speed_up(blocks, compiled=True, checkpointed=checkpointed, backend="aot_eager")
     for size in (8, 4, 2):  # as the micro-batch is looked for
         loss(batch_of(loss, size, 12, size)).backward()
     batches = varied(loss, 30)
     for i, batch in enumerate(batches):
         loss(batch).backward()
-        if i % 7 == 3:
+        if i in (3, 20):  # as validation and previews ask the network
             with torch.no_grad():
                 loss(batch)
+            with torch.inference_mode():
+                preview(loss, batch)
         if i == 4:
             graphs = counters["stats"]["unique_graphs"]
     assert counters["stats"]["unique_graphs"] == graphs
-    assert graphs <= 6
+    assert graphs <= MOST_GRAPHS[name]
     assert not counters["graph_break"]
     assert uncompiled(blocks) == []
+
+
+def preview(loss: StepLoss, batch: StepBatch) -> None:
+    """Two guided steps of sampling."""
+    text = TextStates(batch.states, batch.mask)
+    without = TextStates(torch.zeros_like(batch.states[:, :1]), torch.ones_like(batch.mask[:, :1]))
+    shape = batch.latents.shape[1:]
+    seeds = list(range(len(batch)))
+    sample_latents(loss.network, loss.recipe.objective, loss.recipe.sampling, text, without, seeds, shape)
 
 
 @pytest.mark.parametrize(("name", "settings"), NETWORKS)
@@ -90,7 +106,7 @@ def test_compiled_and_checkpointed_gradients_are_those_of_neither(name: str, set
     gradients: dict[str, list[torch.Tensor]] = {}
     for what in ("neither", "compiled", "both"):
         loss = step_loss(name, settings)
-        blocks = blocks_of(loss.network)
+        blocks = compiled_of(loss.network)
         compiled, checkpointed = what != "neither", what == "both"
         speed_up(blocks, compiled, checkpointed, backend="aot_eager")
         assert list(loss.network.state_dict()) == list(step_loss(name, settings).network.state_dict())
@@ -113,7 +129,9 @@ def test_compiled_and_checkpointed_gradients_are_those_of_neither(name: str, set
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_a_block_that_is_no_longer_compiled_is_known(monkeypatch: pytest.MonkeyPatch):
+def test_a_block_that_is_no_longer_compiled_is_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     monkeypatch.setattr(speed, "GRAPHS", 1)
     torch._dynamo.config.recompile_limit = 1
     monkeypatch.setattr(speed, "_vary", lambda argument, dimensions: None)
@@ -122,9 +140,47 @@ def test_a_block_that_is_no_longer_compiled_is_known(monkeypatch: pytest.MonkeyP
     speed_up(blocks, compiled=True, checkpointed=False, backend="aot_eager")
     loss(batch_of(loss, 6, 7, 4)).backward()
     assert uncompiled(blocks) == []
-    for size in (5, 4):
-        loss(batch_of(loss, size, 7, 4)).backward()
+    whole = loss(batch_of(loss, 4, 7, 4))
+    whole.backward()
     assert uncompiled(blocks) == list(range(len(blocks)))
+    assert "DiTBlock.forward: not compiled" in capsys.readouterr().err
+    assert torch.equal(whole, step_loss("mini", TINY)(batch_of(loss, 4, 7, 4)))
+
+
+class Breaks(nn.Linear):
+    """Looks at what it computes, which no graph can."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y if float(y.sum()) > 0 else y + 0
+
+
+def test_what_cannot_be_compiled_whole_is_named_and_computed(capsys: pytest.CaptureFixture[str]):
+    breaks = Breaks(4, 4)
+    expected = breaks(torch.ones(2, 4))
+    speed_up([breaks], compiled=True, checkpointed=False, backend="aot_eager")
+    for _ in range(2):
+        assert torch.equal(breaks(torch.ones(2, 4)), expected)
+    assert uncompiled([breaks]) == [0]
+    told = capsys.readouterr().err
+    assert told.startswith("Breaks.forward: not compiled (")
+    assert told.count("\n") == 1
+
+
+def test_what_lacks_memory_to_be_compiled_is_tried_again_with_less():
+    layer, asked = nn.Linear(4, 4), []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        asked.append(graph)
+        if len(asked) == 1:
+            raise torch.OutOfMemoryError("as tuning of kernels may need")
+        return graph
+
+    speed_up([layer], compiled=True, checkpointed=False, backend=backend)
+    with pytest.raises(Exception, match="as tuning of kernels may need"):
+        layer(torch.ones(8, 4))
+    layer(torch.ones(4, 4))
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(("name", "settings"), NETWORKS)

@@ -24,6 +24,8 @@ from kilopix.models.layers import (
     SwiGLU,
     TextRefiner,
     TimeEmbedding,
+    added,
+    in_float32,
     linear,
     rotary_2d,
 )
@@ -117,9 +119,10 @@ class DiTBlock(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
             (modulation + self.modulation_offset).unsqueeze(2).unbind(dim=1)
         )
-        x = x + gate_a * self.attention(self.norm_self(x) * (1 + scale_a) + shift_a, rotary)
-        x = x + self.cross_attention(self.norm_cross(x), *keys_values, mask)
-        return x + gate_m * self.mlp(self.norm_mlp(x) * (1 + scale_m) + shift_m)
+        mixed = self.attention(self.norm_self(x.float()) * (1 + scale_a) + shift_a, rotary)
+        x = added(x, gate_a * mixed)
+        x = added(x, self.cross_attention(self.norm_cross(x.float()), *keys_values, mask))
+        return added(x, gate_m * self.mlp(self.norm_mlp(x.float()) * (1 + scale_m) + shift_m))
 
 
 class DiT(nn.Module):
@@ -128,6 +131,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig, channels: int, text_width: int):
         super().__init__()
         self.config = config
+        self.residual = torch.float32
         width = config.width
         values_per_patch = channels * config.patch**2
         self.patch_in = linear(values_per_patch, width, bias=True)
@@ -144,13 +148,11 @@ class DiT(nn.Module):
 
     def encode_text(self, text: TextStates) -> TextContext:
         """Everything of the network that depends on the text alone."""
-        tokens = self.text(text.states, text.mask)
-        weights = text.mask.to(tokens.dtype)[:, :, None]
-        pooled = self.pooled_text((tokens * weights).sum(1) / weights.sum(1).clamp(min=1))
+        tokens, mean = self.text(text.states, text.mask)
         keys_values: list[tuple[Tensor, Tensor]] = [
             block.get_submodule("text_keys_values")(tokens) for block in self.blocks
         ]
-        return TextContext(keys_values, text.mask, pooled)
+        return TextContext(keys_values, text.mask, self.pooled_text(mean))
 
     def forward(
         self,
@@ -175,9 +177,11 @@ class DiT(nn.Module):
         rotary = rotary_2d(_POSITIONS_PER_SIDE * positions, self.config.width // self.config.heads)
         condition = torch.nn.functional.silu(self.time(t) + context.pooled)
         modulation = rearrange(self.modulation(condition), "b (six d) -> b six d", six=6)
-        tokens = self._through_blocks(tokens, modulation, rotary, context, routing)
+        tokens = self._through_blocks(tokens.to(self.residual), modulation, rotary, context, routing)
         shift, scale = self.modulation_out(condition)[:, None].chunk(2, dim=-1)
-        out = self.patch_out(self.norm_out(tokens[:, self.config.registers :]) * (1 + scale) + shift)
+        with in_float32(tokens):
+            tokens = self.norm_out(tokens[:, self.config.registers :].float()) * (1 + scale) + shift
+            out = self.patch_out(tokens)
         return rearrange(out, "b (h w) (c p q) -> b c (h p) (w q)", h=height, w=width, p=patch, q=patch)
 
     def _through_blocks(

@@ -4,6 +4,7 @@ In: token sequences `B T D`. Out: token sequences of the same shape. Nothing her
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,18 @@ def init_linear(layer: nn.Linear, gain: float = 1.0) -> nn.Linear:
 def linear(inputs: int, outputs: int, gain: float = 1.0, bias: bool = False) -> nn.Linear:
     """A linear layer, initialised by `init_linear`."""
     return init_linear(nn.Linear(inputs, outputs, bias=bias), gain)
+
+
+def added(x: Tensor, more: Tensor) -> Tensor:
+    """x + more in the type of x, which is the type of the residual stream; rounded once."""
+    return (x + more).to(x.dtype)
+
+
+def in_float32(stream: Tensor) -> AbstractContextManager:
+    """Inside, layers compute in float32 if the residual stream is kept in less; else as around it."""
+    if stream.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(stream.device.type, enabled=False)
 
 
 def sinusoid(t: Float[Tensor, " B"], width: int, scale: float = 1000.0) -> Float[Tensor, "B D"]:
@@ -64,6 +77,9 @@ class SwiGLU(nn.Module):
 
 class KeysValues(nn.Module):
     """Keys and values of a context; they depend on the context alone, so they can be kept."""
+
+    varying = ((0, 1),)
+    recomputed = False
 
     def __init__(self, context_width: int, width: int, heads: int):
         super().__init__()
@@ -149,6 +165,9 @@ def rotate(x: Float[Tensor, "B H T D"], rotary: tuple[Tensor, Tensor]) -> Float[
 class TextRefiner(nn.Module):
     """Frozen text states to context tokens: projection, normalisation, and a few self-attention layers."""
 
+    varying = ((0, 1), (0, 1))
+    recomputed = False
+
     def __init__(self, text_width: int, width: int, heads: int, depth: int):
         super().__init__()
         self.project = linear(text_width, width)
@@ -158,12 +177,19 @@ class TextRefiner(nn.Module):
         self.norm_in = nn.RMSNorm(text_width, eps=1e-6)
         self.norm_out = nn.RMSNorm(width, eps=1e-6)
 
-    def forward(self, states: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
-        """Refine the states; padded positions hold values that the mask must hide from readers."""
+    def forward(
+        self, states: Float[Tensor, "B N F"], mask: Bool[Tensor, "B N"]
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B D"]]:
+        """Refine the states, and return their mean, too, over the real tokens.
+
+        Padded positions hold values that the mask must hide from readers.
+        """
         x = self.project(self.norm_in(states))
         for attention, mlp, norm_a, norm_m in zip(
             self.attentions, self.mlps, self.norms[::2], self.norms[1::2], strict=True
         ):
             x = x + attention(norm_a(x), mask=mask)
             x = x + mlp(norm_m(x))
-        return self.norm_out(x)
+        tokens = self.norm_out(x)
+        weights = mask.to(tokens.dtype)[:, :, None]
+        return tokens, (tokens * weights).sum(1) / weights.sum(1).clamp(min=1)

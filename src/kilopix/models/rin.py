@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from kilopix.config import Config
+from kilopix.models.layers import in_float32
 from kilopix.models.rin_blocks import (
     EPS,
-    CrossAttention,
     Packing,
     RINBlock,
     SelfAttentionBlock,
@@ -126,6 +126,7 @@ class RIN(nn.Module):
         if latent_side % config.patch:
             raise ValueError(f"latents of side {latent_side} are no whole patches of {config.patch}")
         self.config = config
+        self.residual = torch.float32
         width, tokens = config.latent_width, (latent_side // config.patch) ** 2
         self.patch_extractor = nn.Conv2d(channels, config.token_width, config.patch, config.patch)
         self.data_pos_embedding = nn.Parameter(torch.empty(tokens, config.token_width))
@@ -188,10 +189,10 @@ class RIN(nn.Module):
         mask = torch.cat([text.mask.new_ones(batch, own.shape[1]), text.mask], dim=1)
         packing, words = Packing.of(mask), Packing.of(text.mask)
         mapped = words.unpack(self.map_text_tokens(words.pack(text.states)))
-        x = packing.pack(torch.cat([own, mapped], dim=1))
+        x = packing.pack(torch.cat([own, mapped], dim=1)).to(self.residual)
         for block in self.transformers_blocks:
             x = block(x, packing)
-        keys_values = [_cond_attention(block).keys_values(x, packing) for block in self.rin_blocks]
+        keys_values = [_text_keys_values(block)(x, packing) for block in self.rin_blocks]
         return RINContext(keys_values, mask if packing.rows is not None else _unless_all(mask))
 
     def forward(
@@ -244,21 +245,25 @@ class RIN(nn.Module):
         level = self.time_embedder(gamma)[:, None]
         if previous is None:  # the answer to zeros, which is the same for every token
             previous = x.new_zeros(1, 1, self.config.latent_width)
+        previous = previous.float()
         latents = self.latents + level + self.ln_previous(previous + self.linear_previous(previous))
+        data, latents = data.to(self.residual), latents.to(self.residual)
         seen = None
         if context.mask is not None:
             seen = torch.cat([context.mask.new_ones(len(x), 1), context.mask], dim=1)
         last = len(self.rin_blocks) - 1
         for i, (block, kept) in enumerate(zip(self.rin_blocks, context.keys_values, strict=True)):
-            own = _cond_attention(block).keys_values(level)
+            own = _text_keys_values(block)(level)
             keys, values = (torch.cat(pair, dim=2) for pair in zip(own, kept, strict=True))
             data, latents = block(data, latents, keys, values, seen, write=write_last or i < last)
         return data, latents
 
     def _to_image(self, data: Tensor, x: Tensor) -> Tensor:
         patch, height = self.config.patch, x.shape[2] // self.config.patch
+        with in_float32(data):
+            patches = self.map_tokens_to_patches(data.float())
         return rearrange(
-            self.map_tokens_to_patches(data),
+            patches,
             "b (h w) (p q c) -> b c (h p) (w q)",
             p=patch,
             q=patch,
@@ -288,10 +293,8 @@ def flops_per_image(
     return 2.0 * text, 2.0 * (config.blocks * block + ends)
 
 
-def _cond_attention(block: nn.Module) -> CrossAttention:
-    attention = block.get_submodule("retrieve_cond.ca")
-    assert isinstance(attention, CrossAttention)
-    return attention
+def _text_keys_values(block: nn.Module) -> nn.Module:
+    return block.get_submodule("retrieve_cond.ca.kv")
 
 
 def _unless_all(mask: Tensor) -> Tensor | None:

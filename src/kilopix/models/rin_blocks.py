@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from kilopix.models.layers import added
+
 EPS = 1e-6
 
 
@@ -108,10 +110,27 @@ class SelfAttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, packing: Packing | None = None) -> Tensor:
         """`x` is `B T D`, or its packed rows."""
-        mixed = self.sa(self.initial_ln(x), packing)
-        x = x + (mixed if self.layer_scale_1 is None else self.layer_scale_1 * mixed)
-        out = self.ffn(self.middle_ln(x))
-        return x + (out if self.layer_scale_2 is None else self.layer_scale_2 * out)
+        mixed = self.sa(self.initial_ln(x.float()), packing)
+        x = added(x, mixed if self.layer_scale_1 is None else self.layer_scale_1 * mixed)
+        out = self.ffn(self.middle_ln(x.float()))
+        return added(x, out if self.layer_scale_2 is None else self.layer_scale_2 * out)
+
+
+class KeysValues(nn.Linear):
+    """Keys and values of a context, from one projection."""
+
+    varying = ((0, 1), (0, 1))
+    recomputed = False
+
+    def __init__(self, context_width: int, width: int, heads: int):
+        super().__init__(context_width, 2 * width)
+        self.heads = heads
+
+    def forward(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
+        """`B H T E` each; a context is `B T D`, or its packed rows."""
+        both = super().forward(context.float())
+        keys, values = (both if packing is None else packing.unpack(both)).chunk(2, dim=-1)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
 
 class CrossAttention(nn.Module):
@@ -122,15 +141,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
         inner = min(width, context_width)
         self.q = nn.Linear(width, inner)
-        self.kv = nn.Linear(context_width, 2 * inner)
+        self.kv = KeysValues(context_width, inner, heads)
         self.out = nn.Linear(inner, width)
-
-    def keys_values(self, context: Tensor, packing: Packing | None = None) -> tuple[Tensor, Tensor]:
-        """Keys and values of a context, `B H T E` each."""
-        both = self.kv(context)
-        both = both if packing is None else packing.unpack(both)
-        keys, values = both.chunk(2, dim=-1)
-        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
 
 class CrossAttentionBlock(nn.Module):
@@ -151,9 +163,9 @@ class CrossAttentionBlock(nn.Module):
         mask: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """Attend to the keys where the mask is true."""
-        queries = split_heads(self.ca.q(self.initial_to_ln(x)), self.ca.heads)
-        x = x + self.ca.out(attend(queries, keys, values, mask))
-        return x + self.ffn(self.middle_ln(x))
+        queries = split_heads(self.ca.q(self.initial_to_ln(x.float())), self.ca.heads)
+        x = added(x, self.ca.out(attend(queries, keys, values, mask)))
+        return added(x, self.ffn(self.middle_ln(x.float())))
 
 
 class RINBlock(nn.Module):
@@ -206,13 +218,13 @@ class RINBlock(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Data and latents, of which the data are written to last."""
         latents = self._thought(data, latents, keys, values, mask)
-        return self.writer_ca(data, *self.writer_ca.ca.keys_values(latents)), latents
+        return self.writer_ca(data, *self.writer_ca.ca.kv(latents)), latents
 
     def _thought(
         self, data: Tensor, latents: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     ) -> Tensor:
         latents = self.retrieve_cond(latents, keys, values, mask)
-        latents = self.retriever_ca(latents, *self.retriever_ca.ca.keys_values(data))
+        latents = self.retriever_ca(latents, *self.retriever_ca.ca.kv(data))
         for block in self.processer_sa:
             latents = block(latents)
         return latents

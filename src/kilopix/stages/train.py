@@ -49,6 +49,7 @@ AFTER_TRAINING = ("sampling", "evaluation", "validation", "preview", "scores")
 HOW = {
     "micro_batch",
     "compile",
+    "compile_mode",
     "activation_checkpointing",
     "parallel",
     "communication",

@@ -3,19 +3,30 @@
 In: the blocks of a network, and the device. Out: the same blocks, changed in place; and numbers.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
+import torch._dynamo.exc
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
+from kilopix.runtime import say
+
 Precision = Literal["auto", "float32", "bfloat16"]
+CompileMode = Literal["default", "max-autotune"]
 MOST_ON_CPU = 64
 """Images of a micro-batch on a CPU, where larger ones are no faster."""
+COMPILER_ERRORS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
+_VIEW = re.compile(r"(\w*View|AsStrided|Permute|Transpose|Split|Alias|Select)\w*Backward")
+MODES = {"default": None, "max-autotune": "max-autotune-no-cudagraphs"}
+"""What torch calls the ways to compile. CUDA graphs keep outputs of one call in the place of the last one's,
+which is wrong where blocks share a graph and outputs are kept for the backward pass."""
 GRAPHS = 64
 """Graphs of one piece of code that dynamo keeps: a few are needed, and at its limit it stops compiling."""
 
@@ -32,15 +43,18 @@ def pick_precision(name: Precision, device_type: str) -> torch.dtype:
 
 
 class Compiled:
-    """A function that is compiled once for all batch sizes and text lengths, and says whether it still is.
+    """A function that is compiled whole, once for all batch sizes and text lengths, and says if it still is.
 
-    `varying` names, of each argument in turn, the dimensions that differ from call to call. In the last call
-    that had gradients, `holds` says whether its backward pass was a compiled one: dynamo falls back to
-    uncompiled code without an error.
+    `varying` names, of each argument in turn, the dimensions that differ from call to call. What cannot be
+    compiled whole is said with the reason, and computed uncompiled from then on. In the last call that had
+    gradients, `holds` says whether its backward pass was a compiled one.
     """
 
-    def __init__(self, function: Callable[..., Any], varying: Sequence[Sequence[int]], backend: str):
-        self.function = torch.compile(function, backend=backend)
+    def __init__(
+        self, function: Callable[..., Any], varying: Sequence[Sequence[int]], backend: str, mode: str | None
+    ):
+        self.plain = function
+        self.function = torch.compile(function, fullgraph=True, backend=backend, mode=mode)
         self.varying = varying
         self.holds: bool | None = None
 
@@ -48,11 +62,33 @@ class Compiled:
         """Call it; the shapes that vary are told to the compiler before it first sees them."""
         for argument, dimensions in zip(args, self.varying, strict=False):
             _vary(argument, dimensions)
-        out = self.function(*args)
+        try:
+            out = self.function(*args)
+        except COMPILER_ERRORS as error:
+            if _lacks_memory(error):
+                raise
+            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            say(f"{self.plain.__qualname__}: not compiled ({reason.strip()[:300]}).", stderr=True)
+            self.function = self.plain
+            out = self.function(*args)
         last = out if isinstance(out, Tensor) else out[-1]
         if last.grad_fn is not None:
-            self.holds = "CompiledFunction" in last.grad_fn.name()
+            self.holds = _of_compiled(last.grad_fn)
         return out
+
+
+def _of_compiled(node: Node) -> bool:
+    """Whether a tensor comes from compiled code, or is a view of what does."""
+    while _VIEW.match(node.name()) and node.next_functions[0][0] is not None:
+        node = node.next_functions[0][0]
+    return "CompiledFunction" in node.name()
+
+
+def _lacks_memory(error: BaseException | None) -> bool:
+    """Whether it is for want of memory that something was not compiled: less at once may be."""
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = getattr(error, "inner_exception", None) or error.__cause__
+    return error is not None
 
 
 def _vary(argument: Any, dimensions: Sequence[int]) -> None:
@@ -68,13 +104,18 @@ def _vary(argument: Any, dimensions: Sequence[int]) -> None:
 
 
 def speed_up(
-    blocks: Sequence[nn.Module], compiled: bool, checkpointed: bool, backend: str = "inductor"
+    blocks: Sequence[nn.Module],
+    compiled: bool,
+    checkpointed: bool,
+    mode: CompileMode = "default",
+    backend: str = "inductor",
 ) -> None:
     """Compile every block by itself, and keep no activations inside it; names of weights stay.
 
-    A block says what of it is compiled in `compiled_parts` (`forward` if nothing is said), and which
-    dimensions of the arguments vary in `varying` (the first of each). Compilation is inside of what is
-    computed anew: around it, dynamo would pass the block by without a word.
+    A block says what of it is compiled in `compiled_parts` (`forward` if nothing is said), which dimensions
+    of the arguments vary in `varying` (the first of each), and in `recomputed` that its activations are kept
+    in any case. Compilation is inside of what is computed anew: around it, dynamo would pass the block by
+    without a word.
     """
     if compiled:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
@@ -82,8 +123,8 @@ def speed_up(
         if compiled:
             for name in getattr(block, "compiled_parts", ("forward",)):
                 varying = getattr(block, "varying", ((0,),) * 8)
-                setattr(block, name, Compiled(getattr(block, name), varying, backend))
-        if checkpointed:
+                setattr(block, name, Compiled(getattr(block, name), varying, backend, MODES[mode]))
+        if checkpointed and getattr(block, "recomputed", True):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
