@@ -99,10 +99,10 @@ def measured_speed(
         ) from error
 
 
-def timed_steps(run: engine.Run, batches: Iterator[StepBatch], steps: int) -> Speed:
+def timed_steps(run: engine.Run, batches: Iterator[StepBatch], steps: int, warm_up: int = WARM_UP) -> Speed:
     """Steps of a run as it goes on, timed together, so that a GPU always has its next one to do."""
     device, on_gpu = run.processes.device, run.processes.device_type == "cuda"
-    for _ in range(WARM_UP if run.compiled or on_gpu else 1):
+    for _ in range(warm_up if run.compiled or on_gpu else min(warm_up, 1)):
         engine.take_step(run, next(batches), False)
     wait_for(device)
     if on_gpu:
