@@ -59,7 +59,6 @@ def encoder_works(
     texts = [" ".join([f"w{i}"] * tokens) for i in range(1024 if gpu else 4)]
     text = load_text_encoder(T5Config(name=str(save_t5(folder / "t5", tiny, device)), max_tokens=256), device)
     yield "texts_per_second", lambda: encode_in_batches(text, texts, 2**16 if gpu else 2048), len(texts)
-    del text
     name = str(save_sd(folder / "sd", tiny))
     autoencoder = load_autoencoder(SDAutoencoderConfig(name=name), None, device)
     side = 64 if tiny else 256

@@ -34,7 +34,20 @@ QUICK = [
     ("cad_i_256_ta", 8, ["model.blocks=1", "model.layers=1", "model.text_layers=1", "text.max_tokens=100"]),
     ("dit_i_256_ta", 4, ["model.depth=2", "training.activation_checkpointing=true"]),
 ]
-WHOLE = [(name, images, []) for name in recipe_names() for images in (4, 16)]
+
+
+def unlike_ones() -> list[str]:
+    """The recipes that differ in something on which memory depends."""
+    unlike = {}
+    for name in recipe_names():
+        recipe = load_recipe(name)
+        training = recipe.training.average, recipe.training.activation_checkpointing
+        size, text = recipe.data.image_size, recipe.text.max_tokens
+        unlike.setdefault((recipe.model, size, text, recipe.optimizer.kind, training), name)
+    return list(unlike.values())
+
+
+WHOLE = [(name, images, []) for name in unlike_ones() for images in (4, 16)]
 
 
 @contextmanager
@@ -98,7 +111,7 @@ def in_a_process(*arguments: str) -> list[str]:
 @pytest.mark.parametrize("name", ["dit_i_256_ta", "cad_i_256_ta", "dit_i_512", "cad_i_1024"])
 def test_compiled_blocks_keep_the_share_that_is_planned(name: str):
     (share,) = in_a_process("compiled", name)
-    assert float(share) == pytest.approx(COMPILED[load_recipe(name).model.kind], abs=0.03)
+    assert float(share) == pytest.approx(COMPILED[load_recipe(name).model.kind], abs=0.04)
 
 
 def test_a_steps_forward_pass_lies_wholly_on_the_gpu():

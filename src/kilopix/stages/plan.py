@@ -132,7 +132,8 @@ def _shards(budget: Budget, question: Question) -> str:
 
 def _memory(memory: Memory, budget: Budget, kind: Device | None) -> str:
     own = f" (of {_size(kind.memory)})" if kind else ""
-    casts = f"{_size(memory.casts)} copies in {budget.precision}, and " if memory.casts else "and "
+    half = budget.precision != "float32"
+    casts = f"{_size(memory.casts)} copies in {budget.precision}, and " if half else "and "
     kept = "compiled" if budget.compiled else "uncompiled"
     if budget.recipe.training.activation_checkpointing:
         kept = "computed anew where they are large"
