@@ -277,12 +277,13 @@ def test_the_table_of_costs_is_what_kilopix_plans(name: str):
     pictures = 600_000 if name.endswith("aesthetic") else 2_000 if "own" in name else IMAGENET
     found = budget(name, pictures)
     recipe, device = found.recipe, device_named("rtx-4090" if "own" in name else "h100-sxm")
-    # Recipes of one network differ in none of these three, and counting them takes a second.
-    alike = recipe.model, recipe.data.image_size, found.encoded, recipe.optimizer.kind, device
-    if alike not in MEMORY:
+    # Recipes of one network differ in none of these, and counting them takes seconds.
+    data, share = recipe.data, recipe.training.batch_size if "own" in name else 1024 // 8
+    alike = recipe.model, data.image_size, recipe.text.max_tokens, data.text_storage, recipe.optimizer.kind
+    if (alike, share) not in MEMORY:
         memory = found.memory
-        MEMORY[alike] = memory.fixed(), memory.per_image, memory.largest(device.memory, 1024)
-    fixed, per_image, largest = MEMORY[alike]
+        MEMORY[alike, share] = memory.fixed(), memory.per_image, memory.largest(device.memory, share)
+    fixed, per_image, largest = MEMORY[alike, share]
     assert row[1:] == [
         f"{found.parameters / 1e6:.1f} M",
         f"{found.flops_per_image / 1e12:.2f}",

@@ -24,7 +24,7 @@ from kilopix.progress import Progress as Shown
 from kilopix.progress import working
 from kilopix.recipe import Recipe
 from kilopix.runtime import say
-from kilopix.step import StepBatch, on_device
+from kilopix.step import BatchFacts, StepBatch, on_device
 from kilopix.training.checkpoint import (
     Progress,
     Trained,
@@ -72,7 +72,7 @@ class Run(Computing):
 class Step:
     """A step that was started: its numbers (loss, norm, taken, stop), which may not have arrived yet."""
 
-    batch: StepBatch
+    batch: BatchFacts
     images_seen: int
     numbers: Tensor
     arrived: torch.cuda.Event | None
@@ -281,10 +281,10 @@ def take_step(run: Run, batch: StepBatch, stop: bool) -> Step:
         facts = facts.to("cpu", non_blocking=True)
         arrived = torch.cuda.Event()
         arrived.record()
-    return Step(batch, images_seen, facts, arrived, optimizer.param_groups[0]["lr"])
+    return Step(batch.facts, images_seen, facts, arrived, optimizer.param_groups[0]["lr"])
 
 
-def _name_samples(run: Run, batch: StepBatch, images_seen: int, outcome: Outcome) -> None:
+def _name_samples(run: Run, batch: BatchFacts, images_seen: int, outcome: Outcome) -> None:
     """Write down a batch that was left out, with its samples; all processes bring theirs."""
     mine = {"samples": batch.paths, "faults": [[fault.sample, fault.error] for fault in batch.faults]}
     shares = run.processes.gather(mine)

@@ -31,6 +31,16 @@ KEYS = 128
 
 
 @dataclass(frozen=True)
+class BatchFacts:
+    """What is told of a batch after its step; its tensors are not held for that."""
+
+    position: int
+    count: int
+    paths: list[str]
+    faults: list[Fault]
+
+
+@dataclass(frozen=True)
 class StepBatch:
     """This process's share of the batch that begins at image `position` of the order and has `count` images.
 
@@ -60,6 +70,11 @@ class StepBatch:
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    @property
+    def facts(self) -> BatchFacts:
+        """The batch without its tensors."""
+        return BatchFacts(self.position, self.count, self.paths, self.faults)
 
     def moved_to(self, device: str) -> "StepBatch":
         """The batch on a device; `self_condition` stays, since to look at it there would be to wait."""
@@ -106,6 +121,11 @@ class Padding:
     own: int
 
 
+def padding_of(recipe: Recipe, device_type: str) -> Padding | None:
+    """How a network's texts are padded on a kind of device."""
+    return Padding(KEYS, own_keys(recipe.model)) if device_type == "cuda" else None
+
+
 def padded_length(tokens: int, padding: Padding | None) -> int:
     """The length to which texts of at most so many tokens are padded."""
     if padding is None:
@@ -126,7 +146,7 @@ class StepLoader:
         self.recipe = recipe
         self.processes = processes
         self.micro_batch = micro_batch
-        self.padding = Padding(KEYS, own_keys(recipe.model)) if processes.device_type == "cuda" else None
+        self.padding = padding_of(recipe, processes.device_type)
         self._order = SampleOrder(len(shards), recipe.seed)
 
     def micro_batches(self, count: int) -> int:
@@ -261,7 +281,7 @@ class StepLoss(nn.Module):
 def synthetic_batch(
     recipe: Recipe, size: int, channels: int, text_width: int, tokens: int, dtype: torch.dtype, device: str
 ) -> StepBatch:
-    """A batch that takes as much memory as any of this size does."""
+    """A batch that takes as much memory as any of this size does; int8 states have scales."""
     shape = size, channels, recipe.latent_side, recipe.latent_side
     return StepBatch(
         position=0,
@@ -270,7 +290,7 @@ def synthetic_batch(
         noise=torch.ones(shape, device=device),
         t=torch.full((size,), 0.5, device=device),
         states=torch.zeros(size, tokens, text_width, dtype=dtype, device=device),
-        scales=None,
+        scales=torch.ones(size, tokens, device=device) if dtype == torch.int8 else None,
         mask=torch.ones(size, tokens, dtype=torch.bool, device=device),
         coherence=torch.ones(size, device=device),
         windows=torch.tensor([0.0, 0.0, 1.0, 1.0], device=device).repeat(size, 1),

@@ -39,12 +39,18 @@ def plan(
     shards: Annotated[
         Path | None, typer.Option(help="Shards, from which tokens, sizes and counts are taken.")
     ] = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="measured.json of `make gpu-check`, in place of assumed rates."),
+    ] = None,
 ) -> None:
     """Say what a recipe's run costs: parameters, FLOPs, disk, memory of a device, hours."""
     from kilopix.recipe import load_recipe
     from kilopix.stages.plan import Question, run
 
-    question = Question(device, devices, images, utilisation, micro_batch, precision, tokens, shards)
+    question = Question(
+        device, devices, images, utilisation, micro_batch, precision, tokens, shards, measured
+    )
     run(recipe, load_recipe(recipe, overrides or []), question)
 
 

@@ -19,6 +19,8 @@ from kilopix.types import TextStates, UserError
 TextStorage = Literal["float16", "bfloat16", "int8"]
 STORAGES: tuple[TextStorage, ...] = ("float16", "bfloat16", "int8")
 _HALF = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+STORED = {**_HALF, "int8": torch.int8}
+"""The type of the values as they are stored."""
 _SCALE = np.dtype(np.float32)
 
 
@@ -98,7 +100,7 @@ def stack_stored(texts: Sequence[StoredText], storage: TextStorage, length: int)
         rows[i, :count], rows[i, count:], mask[i, :count] = text.values, 0, True
         if text.scales is not None:
             scales[i, :count] = text.scales
-    stored = values if int8 else values.view(_HALF[storage])
+    stored = values.view(STORED[storage])
     return StoredBatch(stored, torch.from_numpy(scales) if int8 else None, torch.from_numpy(mask))
 
 

@@ -221,9 +221,9 @@ class RIN(nn.Module):
         device and waited for.
         """
         previous = None
-        if count := int(keep.sum()):
-            first = bool(keep[:count].all())
-            kept = slice(count) if first else keep.nonzero().squeeze(1).to(x.device)
+        chosen = [i for i, kept in enumerate(keep.tolist()) if kept]
+        if count := len(chosen):
+            kept = slice(count) if chosen[-1] < count else torch.tensor(chosen, device=x.device)
             with torch.no_grad():
                 previous = self._read(x[kept], gamma[kept], context.rows(kept), None, write_last=False)[1]
             if not isinstance(kept, slice):
