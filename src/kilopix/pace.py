@@ -81,10 +81,11 @@ def pack_in_batches(
 
         def finish() -> list[tuple[str, bytes]]:
             values, mask, *scales = arrive()
-            rows = [
-                packed(values[i, real], scales[0][i, real] if scales else None, storage)
-                for i, real in enumerate(mask)
-            ]
+            rows = []
+            for i, real in enumerate(mask):
+                count = int(real.sum())
+                kept = slice(count) if bool(real[:count].all()) else real  # a slice copies nothing
+                rows.append(packed(values[i, kept], scales[0][i, kept] if scales else None, storage))
             return list(zip(some, rows, strict=True))
 
         return finish
