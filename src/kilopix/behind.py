@@ -48,8 +48,8 @@ def to_host(*tensors: Tensor) -> Callable[[], tuple[Tensor, ...]]:
     return wait
 
 
-def to_device(tensor: Tensor, device: str) -> Tensor:
-    """A tensor of the CPU on a device, by a copy that a CUDA device does not wait for what runs before it."""
-    if not device.startswith("cuda"):
+def to_device(tensor: Tensor, device: str | torch.device) -> Tensor:
+    """A tensor of the CPU on a device; the host does not wait for a copy to a CUDA device."""
+    if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
