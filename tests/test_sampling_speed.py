@@ -61,12 +61,13 @@ def drawn(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_step_waits_for_the_device(kind: str, monkeypatch: pytest.MonkeyPatch):
+    net = network(kind).eval().to("meta")
+
     def listed(self: torch.Tensor, data: object, **_: object) -> None:
         raise AssertionError(f"{data} is copied from the CPU, which is waited for")
 
     monkeypatch.setattr(module, "to_device", drawn)
     monkeypatch.setattr(torch.Tensor, "new_tensor", listed)  # which no mode sees
-    net = network(kind).eval().to("meta")
     states = TextStates(torch.empty(1, 5, 12, device="meta"), torch.ones(1, 5, device="meta").bool())
     objective = parse(ObjectiveConfig, OBJECTIVES["flow"], "test")
     watch = NothingIsWaitedFor()
