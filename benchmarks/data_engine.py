@@ -22,7 +22,7 @@ from kilopix.data.manifest import Manifest, Row
 from kilopix.data.parts import Parts, TableJob, threads_here
 from kilopix.data.pixels import read_square
 from kilopix.data.rows import write_rows
-from kilopix.encoding import Pace
+from kilopix.pace import Pace
 from kilopix.pretrained.autoencoder import SDAutoencoderConfig, encode_images, load_autoencoder
 from kilopix.pretrained.text_encoder import T5Config, encode_in_batches, load_text_encoder
 from kilopix.stages.augment import AugmentPart
@@ -173,7 +173,7 @@ def encoding() -> None:
         text = T5EncoderModel.from_pretrained(folder / "t5").eval()
         tokenizer = AutoTokenizer.from_pretrained(folder / "t5")
         ours, our_text = load_autoencoder(configs[0], None), load_text_encoder(configs[1])
-        pace = Pace.of("cpu", side)
+        pace = Pace.of(our_text, ours, "cpu", side)
 
         def one_at_a_time(with_text: bool = True) -> None:
             for image, caption in zip(images, texts, strict=True):
@@ -184,10 +184,10 @@ def encoding() -> None:
                     text(**tokenizer(caption, return_tensors="pt", return_token_type_ids=False))
 
         def in_batches(with_text: bool = True) -> None:
-            for batch in images.split(pace.images):
+            for batch in images.split(pace.images.most):
                 encode_images(ours, batch)
             if with_text:
-                encode_in_batches(our_text, texts, pace.tokens)
+                encode_in_batches(our_text, texts, pace.tokens.most)
 
         works = {
             "usual": one_at_a_time,

@@ -25,6 +25,7 @@ from kilopix.training.lamb import LambConfig
 from kilopix.training.muon import AdamWConfig, MuonConfig
 from kilopix.training.optim import build_optimizer, set_lr
 from kilopix.training.parallel import Processes, Style, clip_gradients, is_sharded, join_processes
+from kilopix.training.sharding import shard
 
 CONFIGS = {"muon": MuonConfig(), "lamb": LambConfig(lr=0.01), "adamw": AdamWConfig(lr=0.01)}
 SKIPPED = 7
@@ -48,8 +49,9 @@ def trained_in(processes: Processes, kind: str) -> Trained:
     torch.manual_seed(0)
     network = Uneven()
     average = copy.deepcopy(network)
-    processes.shard(average, [])
-    processes.shard(network, [[block] for block in network.blocks])
+    if processes.sharded:
+        shard(average, [], processes)
+        shard(network, [[block] for block in network.blocks], processes)
     optimizer = build_optimizer(CONFIGS[kind], network, processes)
     allocate_states(optimizer)
     return Trained(network, [average], optimizer)

@@ -4,8 +4,7 @@ In: pictures with their captions, and a recipe's encoders. Out: for every part a
 states that says what made it. `kilopix encode` hands the parts to workers.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -16,20 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kilopix.data.augmented import Pictures, load_ahead
+from kilopix.behind import behind, to_device, to_host
+from kilopix.data.augmented import LoadedBatch, Pictures, load_ahead
 from kilopix.data.manifest import Row
 from kilopix.data.part_facts import LatentSums, PartFacts, ShardParts
 from kilopix.data.reused import ASIDE, WORK, Before, Texts
 from kilopix.data.shards import to_shard
 from kilopix.data.sources import BrokenImage, release_arrays
 from kilopix.data.windows import windows_of
+from kilopix.pace import Pace, pack_in_batches
 from kilopix.pretrained.autoencoder import (
     Autoencoder,
     SDAutoencoderConfig,
     encode_images,
     load_autoencoder,
 )
-from kilopix.pretrained.text_encoder import TextEncoder, encode_in_batches, load_text_encoder
+from kilopix.pretrained.text_encoder import TextEncoder, load_text_encoder
 from kilopix.recipe import Recipe
 from kilopix.runtime import pick_device
 from kilopix.types import LatentMoments
@@ -40,26 +41,7 @@ if TYPE_CHECKING:
 
 def to_images(pixels: np.ndarray, device: str) -> Tensor:
     """Pixels `B H W 3` in uint8 as images `B 3 H W` in [-1, 1], sent to the device as bytes."""
-    return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How much is computed at a time, and in how many threads pictures are decoded."""
-
-    images: int
-    tokens: int
-    threads: int
-
-    @classmethod
-    def of(cls, device: str, size: int) -> "Pace":
-        """Batches that fill a GPU, by its memory; a CPU is fastest with what its caches hold."""
-        if not device.startswith("cuda"):
-            return cls(min(max(int(16 * (64 / size) ** 2), 1), 64), 2048, 1)
-        gib = torch.cuda.get_device_properties(device).total_memory / 2**30
-        images = int(gib * 4 * (256 / size) ** 2)  # a quarter of a GiB for each at 256 pixels is ample
-        threads = max(2, (os.cpu_count() or 2) // torch.cuda.device_count())
-        return cls(min(max(images, 1), 512), int(gib * 1024), threads)
+    return to_device(torch.from_numpy(pixels), device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @dataclass(frozen=True)
@@ -140,29 +122,46 @@ class EncodePart:
 
     def _encode(self, pictures: Pictures, rows: list[Row]) -> Encoded:
         """Latents and text states of the rows; those that lie aside from before are taken from there."""
-        text, autoencoder = self._encoders
-        pace = Pace.of(self._device, pictures.size)
         made: dict[str, tuple[Tensor, Tensor]] = {}
         for row, known in zip(rows, self._before.latents(rows), strict=True):
             if known is not None:
                 made[row.path] = self._stored(known[0]), self._stored(known[1])
         left_out = []
         fresh = [row for row in rows if row.path not in made]
-        for batch in load_ahead(pictures, fresh, pace.images, pace.threads):
+        loaded = load_ahead(pictures, fresh, self._pace.images.most, self._pace.threads)
+        for batch, pairs in behind(self._begin(batch) for batch in loaded):
             left_out += batch.left_out
-            if batch.rows:
-                moments = encode_images(autoencoder, to_images(batch.pixels, self._device))
-                pairs = zip(moments.mean.cpu().split(1), moments.std.cpu().split(1), strict=True)
-                made |= {row.path: pair for row, pair in zip(batch.rows, pairs, strict=True)}
+            made |= {row.path: pair for row, pair in zip(batch.rows, pairs, strict=True)}
         good = [row for row in rows if row.path in made]
         known = self._before.texts(good)
         reused = {i: texts for i, texts in enumerate(known) if texts is not None}
-        fresh = [row.caption for i, row in enumerate(good) if i not in reused]
-        encoded = iter(encode_in_batches(text, fresh, pace.tokens))
+        encoded = iter(self._texts([row.caption for i, row in enumerate(good) if i not in reused]))
         texts = [reused[i].text if i in reused else next(encoded) for i in range(len(good))]
         pairs = [made[row.path] for row in good]
         moments = self._together([mean for mean, _ in pairs], [std for _, std in pairs])
         return Encoded(good, moments, texts, left_out, reused)
+
+    def _begin(self, batch: LoadedBatch) -> Callable[[], tuple[LoadedBatch, list[tuple[Tensor, Tensor]]]]:
+        """Begin to encode a batch of pictures; what is returned waits for their moments, one pair each."""
+        if not batch.rows:
+            return lambda: (batch, [])
+        images = to_images(batch.pixels, self._device)
+        moments = encode_images(self._encoders[1], images, self._pace.images)
+        arrive = to_host(moments.mean, moments.std)
+
+        def finish() -> tuple[LoadedBatch, list[tuple[Tensor, Tensor]]]:
+            mean, std = arrive()
+            return batch, list(zip(mean.split(1), std.split(1), strict=True))
+
+        return finish
+
+    def _texts(self, texts: Sequence[str]) -> list[bytes]:
+        """The states of texts, as they are stored."""
+        return pack_in_batches(self._encoders[0], texts, self.recipe.data.text_storage, self._pace.tokens)
+
+    @cached_property
+    def _pace(self) -> Pace:
+        return Pace.of(*self._encoders, self._device, self.recipe.data.image_size)
 
     @cached_property
     def _before(self) -> Before:
@@ -203,10 +202,8 @@ class EncodePart:
 
     def _more_texts(self, made: Encoded) -> list[Sequence[Tensor | bytes]]:
         """States of the further captions of every row."""
-        tokens = Pace.of(self._device, self.recipe.data.image_size).tokens
         fresh = [row for i, row in enumerate(made.rows) if i not in made.reused]
-        captions = [caption for row in fresh for caption in row.more]
-        states = iter(encode_in_batches(self._encoders[0], captions, tokens))
+        states = iter(self._texts([caption for row in fresh for caption in row.more]))
         return [
             made.reused[i].more if i in made.reused else list(islice(states, len(row.more)))
             for i, row in enumerate(made.rows)
@@ -216,8 +213,7 @@ class EncodePart:
         """States of the short captions; those of the caption itself where there is no other."""
         fresh = [i for i in range(len(made.rows)) if i not in made.reused]
         other = [i for i in fresh if made.rows[i].short and made.rows[i].short != made.rows[i].caption]
-        tokens = Pace.of(self._device, self.recipe.data.image_size).tokens
-        encoded = encode_in_batches(self._encoders[0], [made.rows[i].short for i in other], tokens)
+        encoded = self._texts([made.rows[i].short for i in other])
         texts = [made.reused[i].short if i in made.reused else text for i, text in enumerate(made.texts)]
         for i, states in zip(other, encoded, strict=True):
             texts[i] = states

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from kilopix.compiled_step import CompiledStep
 from kilopix.data.pictures import save_png
 from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.samplers import OnStep, SamplerName
@@ -59,6 +60,7 @@ class Generator:
     codec: PatchCodec | None = None
     dtype: torch.dtype = torch.float32
     trained_on: TrainedOn = field(default_factory=TrainedOn)
+    run: CompiledStep | None = None
 
     @classmethod
     def from_pretrained(
@@ -70,13 +72,15 @@ class Generator:
         dtype: DtypeName = "auto",
         text_encoder: Path | str | None = None,
         autoencoder: Path | str | None = None,
+        compiled: bool = False,
     ) -> "Generator":
         """Load a model by path or name: `mini` (also without a name), a run folder, a checkpoint, a
         safetensors file, or a repository on the Hugging Face hub, where `revision` pins a version.
 
         `text_encoder` and `autoencoder` say where those are, in place of the names that the model was
         trained with. `dtype` is what the network computes in: `auto` is bfloat16 on CUDA and float32
-        elsewhere.
+        elsewhere. With `compiled` a step is compiled when it is first made, which takes up to minutes, and
+        then many small batches are made sooner on a GPU.
         """
         model = load_model(find_weights(path, revision))
         device = pick_device(device)
@@ -92,8 +96,9 @@ class Generator:
             recipe = recipe.model_copy(
                 update={"autoencoder": _autoencoder_at(recipe.autoencoder, autoencoder)}
             )
+        network = network.to(device)
         return cls(
-            network.to(device),
+            network,
             recipe,
             model.weights,
             model.images_seen,
@@ -104,6 +109,7 @@ class Generator:
             codec,
             kind,
             model.trained_on,
+            CompiledStep(network) if compiled else None,
         )
 
     @cached_property
@@ -279,6 +285,7 @@ class Generator:
             self._latent_shape(size),
             on_step,
             self._precision,
+            self.run,
         )
 
     def _precision(self) -> AbstractContextManager:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kilopix.data.text_storage import STORED
-from kilopix.network import Network, blocks_of, build_network
+from kilopix.network import Network, build_network, compiled_of
 from kilopix.recipe import Recipe
 from kilopix.step import StepBatch, StepLoss, padded_length, padding_of, synthetic_batch
 from kilopix.training.speed import speed_up
@@ -218,7 +218,7 @@ def activations(
     with without_values(recipe, channels, text_width) as network:
         for parameter in network.parameters():
             parameter.grad = torch.empty_like(parameter)
-        speed_up(blocks_of(network), False, training.activation_checkpointing)
+        speed_up(compiled_of(network), False, training.activation_checkpointing)
         loss = StepLoss(network, recipe, precision)
         for keep in keeps:
             batch = batch_as_loaded(recipe, channels, text_width, len(keep), tokens, keep)

@@ -7,11 +7,14 @@ is told t itself, a RIN the signal level gamma at t; a RIN also sees its own lat
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from kilopix.behind import to_device
+from kilopix.compiled_step import CompiledStep
 from kilopix.diffusion.guidance import Predict, guided
 from kilopix.diffusion.objective import ObjectiveConfig
 from kilopix.diffusion.paths import PathConfig
@@ -26,6 +29,8 @@ from kilopix.types import Prediction, TextStates
 
 Network = DiT | RIN
 Context = TextContext | RINContext
+Run = Callable[..., Any]
+"""A network, or what stands for it: its arguments to its answer."""
 
 
 def build_network(recipe: Recipe, channels: int, text_width: int) -> Network:
@@ -158,16 +163,19 @@ def sampling_predictor(
     text: TextStates,
     without: TextStates,
     config: SamplingConfig,
+    run: Run | None = None,
 ) -> Predict:
     """A guided predictor for one walk; texts are encoded once, `without` stands for no text.
 
-    Where guidance is off, the latents of the conditional pass go on for both branches, as published.
+    `run` is called in place of the network, such as a `CompiledStep` of it. Where guidance is off, the
+    latents of the conditional pass go on for both branches, as published.
     """
     count = len(text.states)
     coherence = torch.tensor([config.coherence, config.coherence_without_text]).to(text.states)
-    joint = encode_text(network, _joined(text, without), coherence.repeat_interleave(count))
+    unit = run.text_unit if isinstance(run, CompiledStep) else 1
+    joint = encode_text(network, _joined(text, without, unit), coherence.repeat_interleave(count))
     alone = joint.rows(slice(count))
-    memory = _Memory(network, path, config.carry_latents)
+    memory = _Memory(network, run or network, path, config.carry_latents)
 
     def conditional(x: Tensor, t: Tensor) -> Tensor:
         return memory.step(x, t, alone)
@@ -189,21 +197,23 @@ def sample_latents(
     shape: tuple[int, int, int],
     on_step: OnStep | None = None,
     precision: Callable[[], AbstractContextManager] = nullcontext,
+    run: Run | None = None,
 ) -> Float[Tensor, "B C H W"]:
     """Latents of `shape` for every row of `text` and its seed; a sample is the same in whatever batch.
 
-    The network computes inside `precision`, the sampler in float32.
+    The network computes inside `precision`, the sampler in float32. Between the steps nothing is waited for:
+    the host begins step after step, and a GPU follows. For `run` see `sampling_predictor`.
     """
     device = text.states.device
 
     def drawn(purpose: str) -> Callable[[], Tensor]:
         """Noise of which each sample's part comes from its own seed."""
         generators = [torch_generator(purpose, seed) for seed in seeds]
-        return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        return lambda: to_device(torch.stack([torch.randn(shape, generator=g) for g in generators]), device)
 
     path, prediction = objective.path, objective.prediction
     with precision():
-        guided_predict = sampling_predictor(network, path, prediction, text, without, sampling)
+        guided_predict = sampling_predictor(network, path, prediction, text, without, sampling, run)
 
     def predict(x: Tensor, t: Tensor) -> Tensor:
         with precision():
@@ -214,9 +224,13 @@ def sample_latents(
 
 @dataclass
 class _Memory:
-    """A network whose latents, where it has any, are carried from step to step."""
+    """A network whose latents, where it has any, are carried from step to step.
+
+    What it is told of the time is filled in on its device: a number that is copied there would be waited for.
+    """
 
     network: Network
+    run: Run
     path: PathConfig
     carry: bool
     latents: Tensor | None = None
@@ -226,21 +240,21 @@ class _Memory:
         batch = len(x)
         if isinstance(self.network, DiT):
             assert isinstance(context, TextContext)
-            return self.network(x, t.to(x).expand(batch), context)
+            return self.run(x, x.new_full((batch,), float(t)), context)
         assert isinstance(context, RINContext)
         before = self.latents
         if before is not None and len(before) != batch:  # guidance went on or off
             before = before[:batch] if len(before) > batch else torch.cat([before, before])
-        gamma = self.path.at(t).gamma.to(x).expand(batch)
-        prediction, latents = self.network(x, gamma, context, before)
+        gamma = x.new_full((batch,), float(self.path.at(t).gamma))
+        prediction, latents = self.run(x, gamma, context, before)
         self.latents = latents if self.carry else None
         return prediction
 
 
-def _joined(text: TextStates, other: TextStates) -> TextStates:
-    """The texts, followed by the other ones (one for all, or one each), padded to one length."""
+def _joined(text: TextStates, other: TextStates, unit: int) -> TextStates:
+    """The texts, followed by the other ones (one for all, or one each), padded to one length, in `unit`s."""
     count, length, width = text.states.shape
-    longest = max(length, other.states.shape[1])
+    longest = -(-max(length, other.states.shape[1]) // unit) * unit
     states = text.states.new_zeros(2 * count, longest, width)
     mask = text.mask.new_zeros(2 * count, longest)
     states[:count, :length], mask[:count, :length] = text.states, text.mask

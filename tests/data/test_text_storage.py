@@ -3,8 +3,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kilopix.data.text_storage import STORAGES, pack, stack, tokens_in, view
+from kilopix.data.text_storage import STORAGES, pack, packed, stack, to_stored, tokens_in, view
 from kilopix.errors import UserError
 
 WORST = {"float16": 2**-11, "bfloat16": 2**-8, "int8": 1 / 254}
@@ -29,6 +30,39 @@ def test_what_is_packed_is_read_to_the_formats_precision(storage, tokens, width,
     # Half precision errs in proportion to a value, int8 to the largest value of its token.
     size = original.abs() if storage != "int8" else original.abs().amax(1, keepdim=True)
     assert ((back.states[0] - original).abs() <= WORST[storage] * size * 1.001 + 1e-7).all()
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_batch_brought_to_its_stored_form_on_a_device_packs_to_the_same_bytes(storage):
+    batch = torch.stack([states(9, 64, seed) for seed in range(4)])
+    batch[0, 3:] = 0  # padding
+    values, scales = to_stored(batch, storage)
+    for i, original in enumerate(batch):
+        expected = original.numpy()
+        if storage == "int8":  # the published form, by NumPy
+            steps = np.maximum(np.abs(expected).max(1), np.float32(1e-12)) / np.float32(127)
+            wanted = steps.tobytes() + np.rint(expected / steps[:, None]).astype(np.int8).tobytes()
+        elif storage == "float16":
+            wanted = expected.astype(np.float16).tobytes()
+        else:
+            wanted = original.to(torch.bfloat16).view(torch.int16).numpy().tobytes()
+        assert packed(values[i], None if scales is None else scales[i], storage) == wanted
+        assert pack(original, storage) == wanted
+
+
+def test_no_device_divides_by_a_plain_number():
+    divisors = []
+
+    class Divisions(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket is torch.ops.aten.div:
+                divisors.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    with Divisions():
+        to_stored(states(3, 8), "int8")
+    assert len(divisors) == 2
+    assert all(isinstance(d, torch.Tensor) and d.ndim for d in divisors), "CUDA multiplies by the inverse"
 
 
 @pytest.mark.parametrize("storage", STORAGES)

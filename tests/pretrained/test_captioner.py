@@ -147,6 +147,63 @@ def test_sampling_repeats_with_its_seed_and_leaves_the_random_state_alone(folder
     assert warm.caption(loads(pictures()), 2) != first
 
 
+def test_sampling_touches_no_other_device(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def touched(*_: object) -> None:
+        raise AssertionError("a GPU was touched that the captioner does not run on")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", touched)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", touched)
+    assert captioner(folder, temperature=1.0).caption(loads(pictures()[:2]), 1)
+
+
+def test_a_cache_of_fixed_length_gives_the_same_captions(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model = captioner(folder, batch_size=4)
+    assert not model._static, "on a CPU the cache grows"
+    grown = model.caption(loads(pictures()), 0)
+    generate, seen = model._model.generate, []
+
+    def watch(**inputs: object):
+        seen.append((len(inputs["input_ids"]), inputs.get("cache_implementation")))  # pyright: ignore
+        return generate(**inputs)
+
+    monkeypatch.setattr(model._model, "generate", watch)
+    model._static = True
+    assert model.caption(loads(pictures()), 0) == grown
+    assert seen == [(4, "static"), (4, "static")], "one batch size, so that one graph serves all"
+
+
+def test_decoding_that_cannot_be_compiled_goes_on_uncompiled(folder: Path, monkeypatch, capsys):
+    model = captioner(folder, batch_size=4)
+    grown = model.caption(loads(pictures()), 0)
+    generate = model._model.generate
+
+    def no_compiler(**inputs: object):
+        if inputs.get("cache_implementation"):
+            raise torch._dynamo.exc.InternalTorchDynamoError("no C compiler was found")
+        return generate(**inputs)
+
+    monkeypatch.setattr(model._model, "generate", no_compiler)
+    model._static = True
+    assert model.caption(loads(pictures()), 0) == grown
+    assert capsys.readouterr().out.count("cannot be compiled here") == 1
+
+
+def test_pictures_of_like_length_lie_in_one_batch(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    model = captioner(folder, batch_size=2)
+    lengths: list[list[int]] = []
+    generate = model._model.generate
+
+    def watch(**inputs: object):
+        lengths.append(inputs["attention_mask"].sum(1).tolist())  # pyright: ignore
+        return generate(**inputs)
+
+    monkeypatch.setattr(model._model, "generate", watch)
+    model.caption(loads(pictures()), 0)
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat, reverse=True)
+
+
 def test_a_batch_that_does_not_fit_is_halved(folder: Path, monkeypatch: pytest.MonkeyPatch):
     model = captioner(folder, batch_size=7)
     whole = model.caption(loads(pictures()), 0)

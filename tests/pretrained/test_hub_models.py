@@ -7,7 +7,7 @@ import torch
 
 from hub_models import write_bert, write_clip, write_dc, write_kl, write_t5
 from kilopix.pretrained.autoencoder import DiffusersAutoencoderConfig, encode_images, load_autoencoder
-from kilopix.pretrained.memory import in_halves
+from kilopix.pretrained.memory import BatchSize, in_batches
 from kilopix.pretrained.text_encoder import HubTextConfig, encode_in_batches, load_text_encoder
 from kilopix.types import UserError
 
@@ -93,12 +93,12 @@ def test_batches_that_do_not_fit_are_halved(tmp_path: Path, images: torch.Tensor
 
     monkeypatch.setattr(ours, "encode", small_memory)
     moments = encode_images(ours, images)
-    assert sizes == [3, 1, 2, 1, 1]
+    assert sizes == [3, 1, 1, 1]
     torch.testing.assert_close(moments.mean, whole.mean, atol=1e-5, rtol=0)
-    assert in_halves(len, [1, 2]) == [2]
+    assert in_batches(len, [1, 2], BatchSize(2)) == [2]
 
     def never(_) -> None:
         raise torch.OutOfMemoryError("too large")
 
     with pytest.raises(UserError, match="does not hold a single item"):
-        in_halves(never, [1, 2])
+        in_batches(never, [1, 2], BatchSize(2))

