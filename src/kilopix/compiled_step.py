@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kilopix.faults import compiler_errors
 from kilopix.runtime import say
 
 GRAPHS = 64
@@ -30,8 +31,8 @@ class CompiledStep:
         limit = torch._dynamo.config.recompile_limit
         torch._dynamo.config.recompile_limit = max(limit, GRAPHS)
         # The mode that records CUDA graphs; it is the same as the default on other devices.
-        mode = {"mode": "reduce-overhead"} if backend == "inductor" else {}
-        self._compiled = torch.compile(network.forward, backend=backend, **mode)
+        mode = "reduce-overhead" if backend == "inductor" else None
+        self._compiled = torch.compile(network.forward, backend=backend, mode=mode)
         self.works = True
 
     def __call__(self, *arguments: Any) -> Any:
@@ -40,7 +41,7 @@ class CompiledStep:
             try:
                 torch.compiler.cudagraph_mark_step_begin()
                 return _copied(self._compiled(*arguments))
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except compiler_errors() as error:
                 self.works = False
                 why = str(error).strip().splitlines()[0]
                 say(f"sampling cannot be compiled here, and goes on uncompiled: {why}", stderr=True)

@@ -28,7 +28,7 @@ from kilopix.network import (
 )
 from kilopix.recipe import Recipe
 from kilopix.runtime import read_json, say, write_json
-from kilopix.step import StepLoader, StepLoss, synthetic_batch
+from kilopix.step import StepLoader, StepLoss, padded_length, padding_of, synthetic_batch
 from kilopix.training.averages import Average, build_average
 from kilopix.training.checkpoint import allocate_states, read_progress
 from kilopix.training.float8 import check_float8, to_float8
@@ -249,13 +249,15 @@ def _micro_batch(
         reserve = reserve_for(loss.network, parts, gather)
         loss = stand_in(recipe, sizes, loss.precision, gather, compiled, processes.device)
 
+    tokens = padded_length(recipe.text.max_tokens, padding_of(recipe, processes.device_type))
+
     def fits(size: int) -> bool:
         batch = synthetic_batch(
             recipe,
             size,
             index.latent_shape[0],
             index.text_width,
-            recipe.text.max_tokens,
+            tokens,
             loss.precision,
             processes.device,
         )

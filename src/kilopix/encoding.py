@@ -136,7 +136,9 @@ class EncodePart:
         known = self._before.texts(good)
         reused = {i: texts for i, texts in enumerate(known) if texts is not None}
         encoded = iter(self._texts([row.caption for i, row in enumerate(good) if i not in reused]))
-        texts = [reused[i].text if i in reused else next(encoded) for i in range(len(good))]
+        texts: list[Tensor | bytes] = [
+            reused[i].text if i in reused else next(encoded) for i in range(len(good))
+        ]
         pairs = [made[row.path] for row in good]
         moments = self._together([mean for mean, _ in pairs], [std for _, std in pairs])
         return Encoded(good, moments, texts, left_out, reused)

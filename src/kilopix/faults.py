@@ -100,3 +100,10 @@ def named(error: Exception, path: Path, temporary: Path | None = None) -> Except
 def _file_in_the_way(path: Path) -> Path | None:
     """The file on a path that should be a folder."""
     return next((place for place in (path, *path.parents) if os.path.isfile(place)), None)
+
+
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What torch.compile raises where it cannot compile; importing them takes a second, which waits till then."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+
+    return TorchDynamoException, FailOnRecompileLimitHit

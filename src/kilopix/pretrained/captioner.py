@@ -16,6 +16,7 @@ from PIL import Image
 from pydantic import Field
 
 from kilopix.config import Config
+from kilopix.faults import compiler_errors
 from kilopix.pretrained.weights import (
     DtypeName,
     find_model,
@@ -165,7 +166,7 @@ class HubCaptioner:
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 return [Answer(error="the picture does not fit into the device's memory")]
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except compiler_errors() as error:
             if not self._static:
                 raise
             say(f"decoding cannot be compiled here, and goes on uncompiled: {reason(error)}")

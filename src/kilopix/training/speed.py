@@ -10,19 +10,18 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-import torch._dynamo.exc
 from torch import Tensor, nn
 from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
+from kilopix.faults import compiler_errors
 from kilopix.runtime import say
 
 Precision = Literal["auto", "float32", "bfloat16"]
 CompileMode = Literal["default", "max-autotune"]
 MOST_ON_CPU = 64
 """Images of a micro-batch on a CPU, where larger ones are no faster."""
-COMPILER_ERRORS = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
 _VIEW = re.compile(r"(\w*View|AsStrided|Permute|Transpose|Split|Alias|Select)\w*Backward")
 MODES = {"default": None, "max-autotune": "max-autotune-no-cudagraphs"}
 """What torch calls the ways to compile. CUDA graphs keep outputs of one call in the place of the last one's,
@@ -64,7 +63,7 @@ class Compiled:
             _vary(argument, dimensions)
         try:
             out = self.function(*args)
-        except COMPILER_ERRORS as error:
+        except compiler_errors() as error:
             if _lacks_memory(error):
                 raise
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
