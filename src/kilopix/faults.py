@@ -103,7 +103,7 @@ def _file_in_the_way(path: Path) -> Path | None:
 
 
 def compiler_errors() -> tuple[type[Exception], ...]:
-    """What torch.compile raises where it cannot compile; importing them takes a second, which waits till then."""
+    """What torch.compile raises where it cannot compile, imported then: that takes a second."""
     from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
     return TorchDynamoException, FailOnRecompileLimitHit
