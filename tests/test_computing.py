@@ -100,6 +100,8 @@ def test_what_a_machine_lacks_to_compile_is_told(
     said = {"compiler": "no C compiler", "triton": "no package triton", "age": "an old one is older"}[lacking]
     assert compiles("auto", "cuda") is False
     assert said in capsys.readouterr().err
+    assert compiles("auto", "cuda", tell=False) is False
+    assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match=f"training.compile: .*{said}"):
         compiles(True, "cuda")
     assert compiles(False, "cuda") is False

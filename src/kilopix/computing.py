@@ -92,7 +92,7 @@ def build(
     sizes = shards.index.latent_shape[0], shards.index.text_width
     precision = pick_precision(training.precision, processes.device_type)
     sent = sent_in(training.communication, precision, processes)
-    compiled = compiles(training.compile, processes.device_type)
+    compiled = compiles(training.compile, processes.device_type, processes.main)
     how = precision, sent, compiled
     try:
         loss, average = prepare(recipe, sizes, processes, *how, weights, with_values=newest is None)
@@ -102,7 +102,7 @@ def build(
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"{device}: has no memory for the weights, averages and optimizer states of this model; set "
-            "training.parallel=fsdp on several GPUs, or take a smaller model."
+            "training.parallel=fsdp on several GPUs (or more of them), or take a smaller model."
         ) from error
     micro_batch = _micro_batch(loss, recipe, shards, processes, newest, out, compiled)
     loader = StepLoader(shards, recipe, processes, micro_batch)
@@ -187,14 +187,18 @@ def _first_values(
     return network.state_dict()
 
 
-def compiles(wanted: Literal["auto"] | bool, device_type: str) -> bool:
+def compiles(wanted: Literal["auto"] | bool, device_type: str, tell: bool = True) -> bool:
     """Whether blocks are compiled; what a machine lacks for it is told, and an error where it was asked."""
     if wanted is False or (wanted == "auto" and device_type != "cuda"):
         return False
     if lacking := lacks_for_compiling(device_type):
         if wanted is True:
-            raise UserError(f"training.compile: {lacking}; install it, or set training.compile=false.")
-        say(f"{lacking}: the network runs uncompiled, and slower; see docs/troubleshooting.md.", stderr=True)
+            raise UserError(f"training.compile: {lacking}; training.compile=false trains without.")
+        if tell:
+            say(
+                f"{lacking}: the network runs uncompiled and slower; see docs/troubleshooting.md.",
+                stderr=True,
+            )
     return not lacking
 
 
