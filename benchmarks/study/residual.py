@@ -86,7 +86,7 @@ def table(found: Sequence[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Train what is left, keep the losses, and print the table or put it into its page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("page", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=8_000)

@@ -95,9 +95,17 @@ def preview(loss: StepLoss, batch: StepBatch) -> None:
     """Two guided steps of sampling."""
     text = TextStates(batch.states, batch.mask)
     without = TextStates(torch.zeros_like(batch.states[:, :1]), torch.ones_like(batch.mask[:, :1]))
-    shape = batch.latents.shape[1:]
+    channels, height, width = batch.latents.shape[1:]
     seeds = list(range(len(batch)))
-    sample_latents(loss.network, loss.recipe.objective, loss.recipe.sampling, text, without, seeds, shape)
+    sample_latents(
+        loss.network,
+        loss.recipe.objective,
+        loss.recipe.sampling,
+        text,
+        without,
+        seeds,
+        (channels, height, width),
+    )
 
 
 @pytest.mark.parametrize(("name", "settings"), NETWORKS)

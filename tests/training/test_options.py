@@ -1,6 +1,7 @@
 """Options of how a network computes: the residual stream in bfloat16, products in float8."""
 
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,12 @@ from kilopix.training.float8 import check_float8, to_float8
 from kilopix.types import UserError
 
 PRECISIONS = [torch.float32, torch.bfloat16]
+
+
+def take(types: set[torch.dtype], module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    types.add(inputs[0].dtype)
+
+
 LOWER = "training.residual=bfloat16"
 pytestmark = pytest.mark.filterwarnings("ignore")  # of torch about norms of two types
 
@@ -26,7 +33,8 @@ def test_the_stream_is_of_the_type_that_is_said_and_norms_are_not(
     for residual in PRECISIONS:
         said = f"training.residual={str(residual).removeprefix('torch.')}"
         loss = step_loss(name, [*settings, said], precision)
-        streams, norms = set(), set()
+        streams: set[torch.dtype] = set()
+        norms: set[torch.dtype] = set()
 
         def note(module: nn.Module, inputs: tuple, output: torch.Tensor, streams: set = streams) -> None:
             streams.update((inputs[0].dtype, output.dtype))
@@ -36,7 +44,7 @@ def test_the_stream_is_of_the_type_that_is_said_and_norms_are_not(
                 module.register_forward_hook(note)
                 for norm in module.children():
                     if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
-                        norm.register_forward_pre_hook(lambda _, inputs, n=norms: n.add(inputs[0].dtype))
+                        norm.register_forward_pre_hook(partial(take, norms))
         value = loss(batch_of(loss, 4, 5, 2))
         assert (streams, norms, value.dtype) == ({residual}, {torch.float32}, torch.float32)
 

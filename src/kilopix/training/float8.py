@@ -26,7 +26,10 @@ def to_float8(blocks: Sequence[nn.Module], scaling: Float8, emulate: bool = Fals
     `emulate` computes in float32 what a GPU would compute, for tests.
     """
     try:
-        from torchao.float8 import Float8LinearConfig, convert_to_float8_training  # pyright: ignore[reportMissingImports]
+        from torchao.float8 import (  # pyright: ignore[reportMissingImports]
+            Float8LinearConfig,
+            convert_to_float8_training,
+        )
     except ImportError:
         raise UserError("training.float8 needs torchao: pip install 'kilopix[float8]'.") from None
     # Gradients of weights sum over a batch's tokens, of whose number 16 is not always a divisor.

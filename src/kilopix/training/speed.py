@@ -50,7 +50,11 @@ class Compiled:
     """
 
     def __init__(
-        self, function: Callable[..., Any], varying: Sequence[Sequence[int]], backend: str, mode: str | None
+        self,
+        function: Callable[..., Any],
+        varying: Sequence[Sequence[int]],
+        backend: str | Callable[..., Any],
+        mode: str | None,
     ):
         self.plain = function
         self.function = torch.compile(function, fullgraph=True, backend=backend, mode=mode)
@@ -107,7 +111,7 @@ def speed_up(
     compiled: bool,
     checkpointed: bool,
     mode: CompileMode = "default",
-    backend: str = "inductor",
+    backend: str | Callable[..., Any] = "inductor",
 ) -> None:
     """Compile every block by itself, and keep no activations inside it; names of weights stay.
 
