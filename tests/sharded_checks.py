@@ -11,17 +11,18 @@ import jaxtyping
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kilopix import computing
 from kilopix.computing import gathered_in, prepare
-from kilopix.network import blocks_of, build_network, shards_of
+from kilopix.network import build_network, compiled_of, shards_of
 from kilopix.recipe import Recipe, load_recipe
 from kilopix.step import StepBatch, StepLoss, synthetic_batch
 from kilopix.training.averages import Average
-from kilopix.training.parallel import Processes, full, is_sharded, local, part_like
+from kilopix.training.parallel import Processes, full, is_sharded, local
 from kilopix.training.sharding import reserve_for
 from kilopix.training.speed import speed_up, uncompiled
 
@@ -97,7 +98,14 @@ def randomized(network: nn.Module) -> None:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for p in network.parameters():
-            local(p).copy_(part_like(torch.randn(p.shape, generator=generator) * 0.1, p))
+            local(p).copy_(part_of(torch.randn(p.shape, generator=generator) * 0.1, p))
+
+
+def part_of(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's part of a tensor that all have."""
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None).to_local()
 
 
 def batches(recipe: Recipe, processes: Processes) -> list[StepBatch]:
@@ -145,7 +153,7 @@ def compiled(recipe: Recipe, processes: Processes, backend: str = "aot_eager") -
             "missing": sorted(plain.keys() - fast.keys()),
             "graphs": counters["stats"]["unique_graphs"],
             "breaks": list(counters["graph_break"]),
-            "uncompiled": uncompiled(blocks_of(quick.network)),
+            "uncompiled": uncompiled(compiled_of(quick.network)),
             "names": list(quick.network.state_dict()) == list(loss.network.state_dict()),
         }
     finally:

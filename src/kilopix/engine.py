@@ -44,8 +44,9 @@ from kilopix.watch import ScoreAverage, Watch, open_watch
 
 SETTLED = 3
 """Steps after which a run computes as it will to its end."""
-LATE = 1
-"""Steps by which the host reads losses and norms late, so that a GPU always has its next step to do."""
+LATE = {"cuda": 1}
+"""Steps by which the host reads losses and norms late, so that a GPU always has its next step to do. On other
+devices a step is done when they are there, and its time would be told of the one before."""
 
 
 @dataclass
@@ -144,6 +145,7 @@ class Stretch:
         log, every = run.out / LOG if run.processes.main else None, run.recipe.training.log_every
         self.window = LogWindow(log, every, run.log, run.watch.work, run.watch.logged)
         self.back_to: tuple[Path, int] | None = None
+        self._late = LATE.get(run.processes.device_type, 0)
         self._steps = 0
         self._waiting: deque[Step] = deque()
         self._stopping = False
@@ -165,7 +167,7 @@ class Stretch:
                     raise UserError(no_room(run, run.out)) from error
                 due = run.images_seen // training.checkpoint_every > before // training.checkpoint_every
                 look = run.watch.due(before, run.images_seen)
-                self._settle(0 if due or look or run.images_seen >= training.images else LATE)
+                self._settle(0 if due or look or run.images_seen >= training.images else self._late)
                 if self.back_to:
                     return False
                 if look:
