@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from kilopix import computing
-from kilopix.budget import Encoded, kept_by
 from kilopix.computing import compiles, gathered_in, sent_in, stand_in
 from kilopix.data.shards import Shards
 from kilopix.network import build_network
@@ -26,15 +25,31 @@ def recipe_of(kind: str, *settings: str) -> Recipe:
     return load_recipe(name, [*overrides, *settings])
 
 
+def kept_by(loss: StepLoss, recipe: Recipe) -> int:
+    """Bytes that a forward pass keeps for the backward one, beside weights."""
+    own = {p.untyped_storage().data_ptr() for p in loss.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(value: torch.Tensor) -> torch.Tensor:
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, so that its place is not given to another
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        out = loss(synthetic_batch(recipe, 4, *SIZES, 8, FLOAT, "cpu"))
+    del out
+    return sum(storage.nbytes() for storage in kept.values())
+
+
 @pytest.mark.parametrize(("kind", "deep"), [("dit", "model.depth=5"), ("cad", "model.blocks=5")])
 def test_a_stand_in_keeps_as_much_as_the_network_with_one_block_s_weights(kind: str, deep: str):
     recipe = recipe_of(kind, deep)
-    encoded = Encoded(*SIZES, tokens=8)
-    whole = build_network(recipe, *SIZES)
+    whole = StepLoss(build_network(recipe, *SIZES).train(), recipe, FLOAT)
     tried = stand_in(recipe, SIZES, FLOAT, FLOAT, compiled=False, device="cpu")
-    kept, expected = (kept_by(n, recipe, encoded, 4, "float32") for n in (tried.network, whole))
+    kept, expected = (kept_by(loss, recipe) for loss in (tried, whole))
     assert kept == expected
-    held, all_of_it = (sum(p.nbytes for p in n.parameters()) for n in (tried.network, whole))
+    held, all_of_it = (sum(p.nbytes for p in loss.parameters()) for loss in (tried, whole))
     assert held < all_of_it / 2
 
 
