@@ -111,11 +111,12 @@ def test_hours_follow_from_flops_peak_and_utilisation():
 
 
 def test_a_device_without_bfloat16_is_planned_in_float32_as_it_trains():
-    lines = plan("dit_i_256_ta", load_recipe("dit_i_256_ta"), Question(device="t4", devices=1))
+    loaded = load_recipe("mini", TINY)
+    lines = plan("mini", loaded, Question(device="t4", devices=1))
     assert "copies in" not in "\n".join(lines)
     assert "of t4's 8 TFLOP/s" in lines[-1]
     with pytest.raises(UserError, match="has no bfloat16"):
-        plan("dit_i_256_ta", load_recipe("dit_i_256_ta"), Question(device="t4", precision="bfloat16"))
+        plan("mini", loaded, Question(device="t4", precision="bfloat16"))
 
 
 def test_on_this_machine_the_steps_of_training_itself_are_timed(
