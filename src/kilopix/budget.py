@@ -194,7 +194,7 @@ class Budget:
         weights, optimizer, averages = self._states
         precision = getattr(torch, self.precision)
         given = self.recipe, self.encoded.channels, self.encoded.text_width, precision
-        casts, per_image, held = activations(*given, self.on_gpu, self.compiled)
+        casts, per_image, held = activations(*given, self.on_gpu, self.compiled)  # pyright: ignore[reportArgumentType]
         context = CONTEXT if self.on_gpu else 0.0
         return Memory(weights, weights, optimizer, averages, casts, per_image, BATCHES * held, context)
 
