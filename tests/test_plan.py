@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_one_line_that_names_the_micro_batch(cli: Cli, monk
 
     monkeypatch.setattr(engine, "take_step", full)
     done = cli("plan", "mini", *TINY, "--device", "cpu", "--devices", "1", "--micro-batch", "4")
-    assert done.code == 1
+    assert done.code == 2
     (line,) = done.err.strip().splitlines()[-1:]
     assert "no memory for 4 images at once" in line
     assert "--micro-batch" in line
