@@ -181,7 +181,7 @@ def test_what_was_measured_on_a_card_takes_the_place_of_what_is_assumed(tmp_path
     other = cli("plan", "cad_i_256_ta", "--measured", file)
     assert "nothing was measured with a network of kind 'rin'" in other.err
     write_json(file, {"card": "cpu", "training": {"dit": rates | {"utilisation": None}}, "encoding": {}})
-    assert "its peak" in cli("plan", "dit_i_256_ta", "--measured", file).err
+    assert "the peak of cpu was not known" in cli("plan", "dit_i_256_ta", "--measured", file).err
 
 
 def test_what_is_not_known_is_asked_for(cli: Cli):
