@@ -17,7 +17,7 @@ from typing import cast
 import torch
 
 from kilopix import engine
-from kilopix.data.shards import Shards
+from kilopix.data.shards import ShardIndex, Shards
 from kilopix.data.text_storage import STORED
 from kilopix.hardware import peak_flops
 from kilopix.recipe import Recipe
@@ -61,11 +61,12 @@ class _Index:
     text_width: int
 
 
-class _NoShards:
-    """Takes the place of shards where batches are made up."""
+class _NoShards(Shards):
+    """Takes the place of shards where batches are made up; nothing of it is read but shapes."""
 
     def __init__(self, recipe: Recipe, channels: int, text_width: int):
-        self.index = _Index((channels, recipe.latent_side, recipe.latent_side), text_width)
+        shape = channels, recipe.latent_side, recipe.latent_side
+        self.index = cast(ShardIndex, _Index(shape, text_width))
 
     def __len__(self) -> int:
         return 1
@@ -84,7 +85,7 @@ def measured_speed(
     size = recipe.training.micro_batch
     try:
         with tempfile.TemporaryDirectory() as folder, join_processes(device, "ddp", 1.0) as processes:
-            source = shards or cast(Shards, _NoShards(recipe, channels, text_width))
+            source = _NoShards(recipe, channels, text_width) if shards is None else shards
             run = engine.start(recipe, source, Path(folder), {}, processes)
             size = run.loader.micro_batch
             if shards is None:
