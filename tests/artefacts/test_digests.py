@@ -126,7 +126,7 @@ def test_a_damaged_part_is_made_anew(tmp_path: Path, capsys: pytest.CaptureFixtu
     content[len(content) // 2] ^= 1
     parts.path(1).write_bytes(content)
     assert parts.missing() == [1]
-    assert "part-00001.arrow: damaged, and made anew." in capsys.readouterr().out
+    assert "part-00001.arrow: damaged, or of another job, and made anew." in capsys.readouterr().out
 
 
 def test_damaged_lines_of_a_finished_file_are_made_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -38,7 +38,7 @@ def test_single_pictures_and_folders(tmp_path: Path):
 @pytest.mark.parametrize(
     ("files", "layout", "message"),
     [
-        (["a.png"], "grid", "1 of 2 prompts have no picture: b. Nothing was scored"),
+        (["a.png"], "grid", "1 of 2 prompts of the questions have no picture: b. Nothing was scored"),
         (["a.png", "b.png", "c.png"], "grid", "c.png: belongs to no prompt"),
         (["a.png", "a.jpg", "b.png"], "grid", "are of the same prompt; keep one"),
         (["a.png", "b.png", "notes.txt"], "single", "notes.txt: out of place"),

@@ -297,18 +297,18 @@ def world(folder: Path, cli: Cli) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many images and captions are encoded."""
     counts = {"images": 0, "texts": 0}
-    images, texts = encoding.encode_images, encoding.encode_in_batches
+    images, texts = encoding.encode_images, encoding.pack_in_batches
 
-    def count_images(autoencoder, pixels):
+    def count_images(autoencoder, pixels, size):
         counts["images"] += len(pixels)
-        return images(autoencoder, pixels)
+        return images(autoencoder, pixels, size)
 
-    def count_texts(encoder, captions, tokens):
+    def count_texts(encoder, captions, *how):
         counts["texts"] += len(captions)
-        return texts(encoder, captions, tokens)
+        return texts(encoder, captions, *how)
 
     monkeypatch.setattr(encoding, "encode_images", count_images)
-    monkeypatch.setattr(encoding, "encode_in_batches", count_texts)
+    monkeypatch.setattr(encoding, "pack_in_batches", count_texts)
     return counts
 
 
