@@ -214,7 +214,7 @@ def test_a_smaller_set_is_never_scored(grids: Path, questions: Path, model: Path
     (root / "4.png").write_bytes(b"")
     expect("1 of the pictures cannot be read: 4.png")
     (root / "4.png").unlink()
-    expect("questions.csv have no picture: 4")
+    expect("dpg_bench.csv have no picture: 4")
     for name in NAMES:
         noise(len(name), 63).save(root / f"{name}.png")
     expect("are no 2 x 2 pictures", "--allow-doubled")
