@@ -134,6 +134,8 @@ def test_each_of_500_requests_at_once_gets_its_own_image(lively: Path, tmp_path:
         finally:
             process.terminate()
             process.wait(60)
+            if process.stdout:
+                process.stdout.close()
         errors.seek(0)
         assert "Traceback" not in errors.read()
     generator = Generator.from_pretrained(lively, "cpu")
