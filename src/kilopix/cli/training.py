@@ -22,7 +22,9 @@ def plan(
         str,
         typer.Option(help="Kind of device, such as h100-sxm, rtx-4090; or cpu, cuda, mps: measured here."),
     ] = "h100-sxm",
-    devices: Annotated[int, typer.Option(min=1, help="How many there are.")] = 8,
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="How many there are; if not given, those of this machine, or 8.")
+    ] = None,
     images: Annotated[
         int | None, typer.Option(min=1, help="Pictures of the data set; ImageNet's if not given.")
     ] = None,
@@ -49,7 +51,7 @@ def plan(
     from kilopix.stages.plan import Question, run
 
     question = Question(
-        device, devices, images, utilisation, micro_batch, precision, tokens, shards, measured
+        device, devices or 0, images, utilisation, micro_batch, precision, tokens, shards, measured
     )
     run(recipe, load_recipe(recipe, overrides or []), question)
 

@@ -4,7 +4,7 @@ In: a recipe, a kind of device or one of this machine, and if you like, the shar
 measured on a card. Out: lines of text. What is assumed rather than known or measured is called so.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,10 +31,10 @@ _SAMPLES = 1000
 
 @dataclass(frozen=True)
 class Question:
-    """What a plan is asked for; None where it is left to be found."""
+    """What a plan is asked for; None, or no device, where it is left to be found."""
 
     device: str = "h100-sxm"
-    devices: int = 8
+    devices: int = 0
     images: int | None = None
     utilisation: float | None = None
     micro_batch: int | None = None
@@ -54,6 +54,7 @@ def plan(name: str, recipe: Recipe, question: Question) -> list[str]:
     """The lines of a plan; raises `UserError` for a device or shards that do not go with the recipe."""
     here = question.device.partition(":")[0] in _HERE
     device = pick_device(question.device) if here else question.device
+    question = replace(question, devices=question.devices or _count(device, question.device))
     kind = this_device(device) if here else device_named(device)
     precision = question.precision or _precision(recipe, device if here else None, kind)
     pictures, encoded, source = _data(recipe, question)
@@ -81,12 +82,19 @@ def plan(name: str, recipe: Recipe, question: Question) -> list[str]:
         return [*lines, _line("", f"not one image fits on one {kind.name}; shard the weights (FSDP)")]
     rounds = -(-training.batch_size // (micro * question.devices))
     lines.append(
-        _line("", f"{_size(memory.peak(micro, share))} at a micro-batch of {micro}, {rounds} of them a step "
-        f"on each of {question.devices}")
+        _line("", f"{_size(memory.peak(micro, share))} at a micro-batch of {micro}, {rounds} of them a step"
+        + (f" on each of {question.devices}" if question.devices > 1 else ""))
     )  # fmt: skip
     if found is not None:
         lines.append(_line("encoding", _encoding(found, budget, question.devices)))
     return [*lines, _line("time", _time(budget, question, device if here else None, kind, found))]
+
+
+def _count(device: str, asked: str) -> int:
+    """The devices of this machine, of its kind; a node's where it is another one."""
+    if device.startswith("cuda") and ":" not in asked:
+        return torch.cuda.device_count()
+    return 1 if asked.partition(":")[0] in _HERE else 8
 
 
 def _precision(recipe: Recipe, here: str | None, kind: Device | None) -> Precision:
@@ -214,6 +222,8 @@ def _timed(budget: Budget, question: Question, here: str) -> str:
 
 
 def _hours(hours: float, devices: int, why: str) -> str:
+    if devices == 1:
+        return f"{60 * hours:.1f} minutes: {why}" if hours < 1 else f"{hours:,.1f} hours: {why}"
     if hours < 1:
         return f"{60 * hours:.1f} minutes on one device, {60 * hours / devices:.1f} on {devices}: {why}"
     return f"{hours:,.1f} device hours, {hours / devices:,.1f} hours on {devices}: {why}"
