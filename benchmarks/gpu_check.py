@@ -132,6 +132,7 @@ def environment(check: Check) -> None:
 
 def parity(check: Check) -> None:
     """Losses and gradients on the device against the CPU's, in float32 and in bfloat16."""
+    torch.backends.cudnn.allow_tf32 = False
     for kind, config in (TINY if check.tiny else SMALL).items():
         recipe = recipe_of(check, kind, 8).model_copy(update={"model": config})
         torch.manual_seed(0)

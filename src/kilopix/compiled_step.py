@@ -43,7 +43,7 @@ class CompiledStep:
                 return _copied(self._compiled(*arguments))
             except compiler_errors() as error:
                 self.works = False
-                why = str(error).strip().splitlines()[0]
+                why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
                 say(f"sampling cannot be compiled here, and goes on uncompiled: {why}", stderr=True)
         return self.network(*arguments)
 

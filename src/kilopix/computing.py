@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from kilopix.data.shards import Shards
 from kilopix.english import counted
+from kilopix.models.rin import RIN
 from kilopix.network import (
     Network,
     attention_shapes,
@@ -164,6 +165,8 @@ def prepare(
     loss = StepLoss(network, recipe, precision)
     if not shared:
         return loss, average
+    if isinstance(network, RIN):
+        network.always_first_pass = recipe.objective.self_conditioning > 0
     for averaged in average.networks:
         shard(averaged, [], processes)
     shard(loss, shards_of(network), processes, gathered_in(sent, precision), sent)
@@ -247,11 +250,15 @@ def _micro_batch(
         if before.processes == processes.count and before.micro_batch:
             return before.micro_batch
     index, reserve = shards.index, 0
+    tried: StepLoss | None = loss
     if processes.sharded:
         sizes, parts = (index.latent_shape[0], index.text_width), shards_of(loss.network)
         gather = gathered_in(sent_in(training.communication, loss.precision, processes), loss.precision)
         reserve = reserve_for(loss.network, parts, gather)
-        loss = stand_in(recipe, sizes, loss.precision, gather, compiled, processes.device)
+        try:
+            tried = stand_in(recipe, sizes, loss.precision, gather, compiled, processes.device)
+        except torch.OutOfMemoryError:
+            tried = None  # the others are to hear of it, and not to wait
 
     tokens = padded_length(recipe.text.max_tokens, padding_of(recipe, processes.device_type))
 
@@ -265,11 +272,12 @@ def _micro_batch(
             loss.precision,
             processes.device,
         )
-        good = fits_on_gpu(lambda: loss(batch).backward(), reserve)
-        loss.zero_grad()
+        assert tried is not None
+        good = fits_on_gpu(lambda: tried(batch).backward(), reserve)
+        tried.zero_grad()
         return good
 
-    found = processes.smallest(largest_that_fits(fits, largest))
+    found = processes.smallest(largest_that_fits(fits, largest) if tried is not None else 0)
     if not found:
         raise UserError(
             "training.micro_batch: not one image fits this GPU; set "

@@ -13,10 +13,10 @@ import torch
 from kilopix.behind import behind, to_host
 from kilopix.data.text_storage import TextStorage, packed, to_stored
 from kilopix.pretrained.autoencoder import Autoencoder
-from kilopix.pretrained.memory import BatchSize, GpuMemory, Memory, measured_size, most_at_once
+from kilopix.pretrained.memory import NOT_ONE, BatchSize, GpuMemory, Memory, measured_size, most_at_once
 from kilopix.pretrained.text_encoder import TextEncoder, text_batches
 from kilopix.runtime import SPEAKERS, say
-from kilopix.types import TextStates
+from kilopix.types import TextStates, UserError
 
 MOST_IMAGES = 256
 MOST_TOKENS = 65_536
@@ -59,10 +59,12 @@ def measured_batches(
     def encode_texts(count: int) -> None:
         text.encode([longest] * count)
 
-    images = measured_size(
-        encode_pictures, memory, min(MOST_IMAGES, most_at_once(lambda: encode_pictures(1)))
-    )
-    texts = min(max(MOST_TOKENS // tokens, 1), most_at_once(lambda: encode_texts(1)))
+    try:
+        most_images = min(MOST_IMAGES, most_at_once(lambda: encode_pictures(1)))
+        texts = min(max(MOST_TOKENS // tokens, 1), most_at_once(lambda: encode_texts(1)))
+    except torch.OutOfMemoryError:
+        raise UserError(NOT_ONE) from None
+    images = measured_size(encode_pictures, memory, most_images)
     return images, tokens * measured_size(encode_texts, memory, texts)
 
 

@@ -204,9 +204,11 @@ def test_pictures_of_like_length_lie_in_one_batch(folder: Path, monkeypatch: pyt
     assert flat == sorted(flat, reverse=True)
 
 
-def test_a_batch_that_does_not_fit_is_halved(folder: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("static", [False, True])
+def test_a_batch_that_does_not_fit_is_halved(static: bool, folder: Path, monkeypatch: pytest.MonkeyPatch):
     model = captioner(folder, batch_size=7)
     whole = model.caption(loads(pictures()), 0)
+    model._static = static
     generate = model._model.generate
     sizes: list[int] = []
 

@@ -127,6 +127,7 @@ class RIN(nn.Module):
             raise ValueError(f"latents of side {latent_side} are no whole patches of {config.patch}")
         self.config = config
         self.residual = torch.float32
+        self.always_first_pass = False
         width, tokens = config.latent_width, (latent_side // config.patch) ** 2
         self.patch_extractor = nn.Conv2d(channels, config.token_width, config.patch, config.patch)
         self.data_pos_embedding = nn.Parameter(torch.empty(tokens, config.token_width))
@@ -218,15 +219,20 @@ class RIN(nn.Module):
         The first pass builds no graph, runs for the samples that keep it, and writes no picture (RIN,
         section 3.3). Gradients are those of the second pass alone, however many batches are accumulated.
         Where those that keep it are the first of the batch, as training puts them, nothing is copied to a
-        device and waited for.
+        device and waited for. With `always_first_pass` it runs for one sample that does not keep it where
+        none does: processes that share a network must all ask for its blocks.
         """
         previous = None
         chosen = [i for i, kept in enumerate(keep.tolist()) if kept]
-        if count := len(chosen):
-            kept = slice(count) if chosen[-1] < count else torch.tensor(chosen, device=x.device)
+        count = len(chosen)
+        if count or self.always_first_pass:
+            of_all = slice(max(count, 1))
+            kept = of_all if not count or chosen[-1] < count else torch.tensor(chosen, device=x.device)
             with torch.no_grad():
                 previous = self._read(x[kept], gamma[kept], context.rows(kept), None, write_last=False)[1]
-            if not isinstance(kept, slice):
+            if not count:
+                previous = None
+            elif not isinstance(kept, slice):
                 previous = _scatter(previous, kept, len(x))
             elif count < len(x):
                 previous = torch.cat([previous, previous.new_zeros(len(x) - count, *previous.shape[1:])])

@@ -120,6 +120,7 @@ class HubCaptioner:
         # With a cache of fixed length transformers compiles what decodes a token, on CUDA alone.
         can = bool(getattr(self._model, "_can_compile_fullgraph", False))
         self._static = can and torch.device(device).type == "cuda"
+        self._rows = config.batch_size
         self._prompt: str = self._processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": config.prompt}]}],
             add_generation_prompt=True,
@@ -161,23 +162,28 @@ class HubCaptioner:
 
     def _describe(self, images: list[Image.Image], seed: int) -> list[Answer]:
         """One batch; where the device's memory does not hold it, its two halves."""
+        rows = self._rows if self._static else len(images)
         try:
-            return self._generate(images, seed)
+            if len(images) <= rows:
+                return self._generate(images, seed)
         except torch.OutOfMemoryError:
-            if len(images) == 1:
+            if rows == 1:
                 return [Answer(error="the picture does not fit into the device's memory")]
+            self._rows = max(rows // 2, 1)
         except compiler_errors() as error:
             if not self._static:
                 raise
             say(f"decoding cannot be compiled here, and goes on uncompiled: {reason(error)}")
             self._static = False
-            return self._generate(images, seed)
+            return self._describe(images, seed)
+        if self._static and len(images) <= self._rows:  # with fewer copies of the last picture, that is
+            return self._describe(images, seed)
         half = len(images) // 2
         return self._describe(images[:half], seed) + self._describe(images[half:], seed)
 
     def _generate(self, images: list[Image.Image], seed: int) -> list[Answer]:
         # A compiled graph is of one batch size: the last picture comes again where there are fewer.
-        again = max(self._config.batch_size - len(images), 0) if self._static else 0
+        again = max(self._rows - len(images), 0) if self._static else 0
         images, asked = images + images[-1:] * again, len(images)
         # A list of one image for each text: a flat list could be taken for the images of the first.
         inputs = self._processor(

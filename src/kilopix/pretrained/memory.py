@@ -25,7 +25,7 @@ LARGEST_TENSOR = 2**31 - 1
 """The numbers that one tensor may hold: kernels count in 32 bits, and fail, or are wrong, beyond."""
 _GROWTH = 8
 """How many times the last measured size the next one may be."""
-_NOT_ONE = "the device's memory does not hold a single item; use another device."
+NOT_ONE = "the device's memory does not hold a single item; use another device."
 
 
 @dataclass
@@ -47,7 +47,7 @@ def in_batches(
             results.append(work(batch))
         except torch.OutOfMemoryError:
             if len(batch) == 1:
-                raise UserError(_NOT_ONE) from None
+                raise UserError(NOT_ONE) from None
         else:
             begun += len(batch)
             continue
@@ -125,7 +125,7 @@ def measured_size(run: Callable[[int], object], memory: Memory, most: int) -> in
         except torch.OutOfMemoryError:
             most = size // 2
         if not peaks:  # the first one is of a single item
-            raise UserError(_NOT_ONE)
+            raise UserError(NOT_ONE)
         _let_go()
         size = min(fitting(peaks, free, most), _GROWTH * max(peaks))
         if size < max(peaks):

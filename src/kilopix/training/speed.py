@@ -68,8 +68,8 @@ class Compiled:
         try:
             out = self.function(*args)
         except compiler_errors() as error:
-            if _lacks_memory(error):
-                raise
+            if memory := _lack_of_memory(error):
+                raise memory from error
             reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             say(f"{self.plain.__qualname__}: not compiled ({reason.strip()[:300]}).", stderr=True)
             self.function = self.plain
@@ -87,11 +87,11 @@ def _of_compiled(node: Node) -> bool:
     return "CompiledFunction" in node.name()
 
 
-def _lacks_memory(error: BaseException | None) -> bool:
-    """Whether it is for want of memory that something was not compiled: less at once may be."""
+def _lack_of_memory(error: BaseException | None) -> torch.OutOfMemoryError | None:
+    """The want of memory for which something was not compiled: less at once may be."""
     while error is not None and not isinstance(error, torch.OutOfMemoryError):
         error = getattr(error, "inner_exception", None) or error.__cause__
-    return error is not None
+    return error
 
 
 def _vary(argument: Any, dimensions: Sequence[int]) -> None:
@@ -122,6 +122,8 @@ def speed_up(
     """
     if compiled:
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+        # Else a backward pass is compiled when it first runs, and what fails then is found too late.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
     for block in blocks:
         if compiled:
             for name in getattr(block, "compiled_parts", ("forward",)):
