@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -240,7 +241,15 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
     from safetensors.torch import save_file
 
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, {**(metadata or {}), DIGEST: NO_DIGEST})
+        # The library writes through a temporary file of its own beside the one that it is given, which a
+        # killed process leaves: so it is given a folder that the next command deletes.
+        folder = temporary_beside(path.with_name(f"{path.name}.write"))
+        folder.mkdir(exist_ok=True)
+        try:
+            save_file(tensors, folder / path.name, {**(metadata or {}), DIGEST: NO_DIGEST})
+            os.replace(folder / path.name, temporary)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
         sort_metadata(temporary)
         seal_tensors(temporary)
 

@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from kilopix.artefacts import locks
-from kilopix.artefacts.locks import FOLDER_LOCK, Owner, own_file, own_folder, temporary_beside
+from kilopix.artefacts.locks import (
+    FOLDER_LOCK,
+    Owner,
+    delete_temporary,
+    own_file,
+    own_folder,
+    temporary_beside,
+)
 from kilopix.errors import UserError
 from tiny import temporary_of_dead_process
 
@@ -243,3 +250,25 @@ def test_temporary_names_are_the_process_own_and_short_enough(tmp_path):
     assert str(os.getpid()) in long.name
     assert long != like
     long.touch()
+
+
+def test_what_a_killed_writer_of_tensors_leaves_goes_with_the_next_command(tmp_path: Path):
+    """Also what the library itself writes first, under a name of its own."""
+    code = """
+import os, sys
+from pathlib import Path
+import safetensors.torch, torch
+from kilopix.runtime import write_tensors
+
+def killed(tensors, path, metadata):
+    (Path(path).parent / ".tmpAb12Cd").write_bytes(b"half")
+    os._exit(9)
+
+safetensors.torch.save_file = killed
+write_tensors(Path(sys.argv[1]) / "a.safetensors", {"x": torch.zeros(2)})
+"""
+    ended = subprocess.run([sys.executable, "-c", code, tmp_path], check=False)
+    assert ended.returncode == 9
+    assert list(tmp_path.rglob(".tmp*"))
+    delete_temporary(tmp_path)
+    assert list(tmp_path.iterdir()) == []
