@@ -77,6 +77,8 @@ def test_a_number_that_changed_is_a_bad_line(tmp_path: Path, capsys: pytest.Capt
     path.write_bytes(path.read_bytes().replace(b'"images": 40', b'"images": 44'))
     assert [line["images"] for line in read_log(path)] == [20, 60]
     assert "1 line skipped" in capsys.readouterr().out
+    path.write_bytes(path.read_bytes().replace(b"crc32", b"crc33", 1))
+    assert [line["images"] for line in read_log(path)] == [60]
 
 
 def test_a_line_that_is_being_written_is_no_bad_one(tmp_path: Path):

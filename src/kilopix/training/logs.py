@@ -4,6 +4,7 @@ In: what each step gave, in the order of steps. Out: `log.jsonl` and `skipped.js
 """
 
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from kilopix.training.progress import Work
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
 CHECK = "crc32"
 """The last key of a line: a checksum of the rest, by which a damaged line is known."""
+_CHECKED = re.compile(rb'"crc32": "[0-9a-f]{8}"}\s*$')
 _MOST = 10**15
 """A number that is larger is damage."""
 _SUMS: tuple[str, ...] = ("loss", "norm", "most", "steps", "taken", "images", "seconds", "left_out")
@@ -140,13 +142,14 @@ def skipped_lines(path: Path, count: int) -> str:
 def lines_of_log(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
     """The lines of a log, how many others there are, and whether the last one is unfinished."""
     *texts, last = path.read_bytes().split(b"\n")
-    found = [_line_of_log(text, path.name) for text in texts if text.strip()]
+    checked = any(_CHECKED.search(text) for text in texts)  # a line without is then damaged
+    found = [_line_of_log(text, path.name, checked) for text in texts if text.strip()]
     lines = [line for line in found if line is not None]
-    whole = _line_of_log(last, path.name)
+    whole = _line_of_log(last, path.name, checked)
     return [*lines, *([whole] if whole else [])], len(found) - len(lines), bool(last and not whole)
 
 
-def _line_of_log(text: bytes, name: str) -> dict[str, Any] | None:
+def _line_of_log(text: bytes, name: str, checked: bool) -> dict[str, Any] | None:
     """A line with all that is read of the log of this name, each in its place."""
     try:
         line = json.loads(text)
@@ -155,7 +158,7 @@ def _line_of_log(text: bytes, name: str) -> dict[str, Any] | None:
     if not isinstance(line, dict):
         return None
     said = line.pop(CHECK, None)  # which those of earlier versions, and other programs', lack
-    if said is not None and said != _checksum(line):
+    if (checked or said is not None) and said != _checksum(line):
         return None
     images = line.get("images")
     if not isinstance(images, int) or isinstance(images, bool) or not 0 <= images <= _MOST:
@@ -202,8 +205,8 @@ def cut_log(path: Path, images_seen: int) -> None:
 
 def note_skipped(path: Path, line: Mapping[str, Any]) -> None:
     """Add a line for a batch left out; one that a run meets again after it was killed is there already."""
-    text = json.dumps(line, ensure_ascii=False)
-    if path.exists() and text in path.read_text("utf-8", errors="replace").split("\n"):
+    text = _checked_line(line)
+    if path.exists() and text.rstrip("\n") in path.read_text("utf-8", errors="replace").split("\n"):
         return
     with open(path, "a", encoding="utf-8") as file:
-        file.write(text + "\n")
+        file.write(text)
