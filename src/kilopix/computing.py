@@ -272,9 +272,10 @@ def _micro_batch(
             loss.precision,
             processes.device,
         )
-        assert tried is not None
-        good = fits_on_gpu(lambda: tried(batch).backward(), reserve)
-        tried.zero_grad()
+        trial = tried
+        assert trial is not None
+        good = fits_on_gpu(lambda: trial(batch).backward(), reserve)
+        trial.zero_grad()
         return good
 
     found = processes.smallest(largest_that_fits(fits, largest) if tried is not None else 0)

@@ -121,9 +121,12 @@ def speed_up(
     without a word.
     """
     if compiled:
+        from torch._functorch import config as lowering
+
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
-        # Else a backward pass is compiled when it first runs, and what fails then is found too late.
-        torch._functorch.config.force_non_lazy_backward_lowering = True
+        if hasattr(lowering, "force_non_lazy_backward_lowering"):  # not in every version of torch
+            # Else a backward pass is compiled when it first runs, and what fails then is found too late.
+            lowering.force_non_lazy_backward_lowering = True
     for block in blocks:
         if compiled:
             for name in getattr(block, "compiled_parts", ("forward",)):
