@@ -13,7 +13,7 @@ import pytest
 from safetensors import SafetensorError
 
 from kilopix.errors import UserError
-from kilopix.faults import explain, named
+from kilopix.faults import explain, first_line, named
 from kilopix.runtime import atomic_path, write_json
 from kilopix.stages import verify
 from tiny import Cli
@@ -167,3 +167,10 @@ def test_json_on_a_full_disk_keeps_what_was_there(tmp_path: Path, monkeypatch: p
         write_json(place, 2)
     assert not isinstance(caught.value, UserError)
     assert place.read_text(encoding="utf-8") == "1\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "line"), [("", "ValueError"), ("\n", "ValueError"), ("\n a\nb", "a"), ("x" * 400, "x" * 300)]
+)
+def test_an_error_without_words_is_told_by_its_kind(said: str, line: str):
+    assert first_line(ValueError(said)) == line

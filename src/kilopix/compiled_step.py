@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kilopix.faults import compiler_errors
+from kilopix.faults import compiler_errors, first_line
 from kilopix.runtime import say
-
-GRAPHS = 64
-"""Graphs that are kept: of batch sizes, with and without guidance, of image sizes."""
+from kilopix.training.speed import allow_graphs
 
 
 class CompiledStep:
@@ -28,8 +26,7 @@ class CompiledStep:
 
     def __init__(self, network: nn.Module, backend: str | Callable[..., Any] = "inductor"):
         self.network = network
-        limit = torch._dynamo.config.recompile_limit
-        torch._dynamo.config.recompile_limit = max(limit, GRAPHS)
+        allow_graphs()
         # The mode that records CUDA graphs; it is the same as the default on other devices.
         mode = "reduce-overhead" if backend == "inductor" else None
         self._compiled = torch.compile(network.forward, backend=backend, mode=mode)
@@ -43,8 +40,8 @@ class CompiledStep:
                 return _copied(self._compiled(*arguments))
             except compiler_errors() as error:
                 self.works = False
-                why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-                say(f"sampling cannot be compiled here, and goes on uncompiled: {why}", stderr=True)
+                told = first_line(error)
+                say(f"sampling cannot be compiled here, and goes on uncompiled: {told}", stderr=True)
         return self.network(*arguments)
 
 

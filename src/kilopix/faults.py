@@ -58,7 +58,7 @@ def explain(error: BaseException) -> str | None:
     if fault is None:
         return None
     if fault.errno is None:  # Pillow's, and those of networks
-        return (str(fault).splitlines() or [""])[0] or type(fault).__name__
+        return first_line(fault)
     if fault.errno in _OF_THE_PROGRAM and fault.filename is None:
         return None
     words = fault.strerror or os.strerror(fault.errno)
@@ -100,6 +100,12 @@ def named(error: Exception, path: Path, temporary: Path | None = None) -> Except
 def _file_in_the_way(path: Path) -> Path | None:
     """The file on a path that should be a folder."""
     return next((place for place in (path, *path.parents) if os.path.isfile(place)), None)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, shortened, or its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
 
 
 def compiler_errors() -> tuple[type[Exception], ...]:

@@ -18,6 +18,7 @@ from kilopix.data.trained_on import TrainedOn
 from kilopix.diffusion.objective import ObjectiveConfig, UniformTime
 from kilopix.diffusion.paths import GammaPath
 from kilopix.diffusion.sampling import PRESETS
+from kilopix.faults import first_line
 from kilopix.models.published import COHERENCE_CLASS, load_published, published_config
 from kilopix.models.rin import RIN
 from kilopix.network import Network, empty_network
@@ -139,7 +140,7 @@ def _download(name: str, revision: str | None) -> Path:
         at = f" at revision {revision}" if revision else ""
         raise UserError(
             f"model {name!r}: it is no folder here, and the Hugging Face hub gave no copy of it{at} "
-            f"({str(error).splitlines()[0]}). Give a run folder, a checkpoint or a .safetensors file, or "
+            f"({first_line(error)}). Give a run folder, a checkpoint or a .safetensors file, or "
             f"`{SHIPPED_MODEL}` for the model that is installed with kilopix."
         ) from None
 

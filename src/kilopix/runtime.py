@@ -23,7 +23,7 @@ from kilopix.artefacts.digests import (
 )
 from kilopix.artefacts.locks import temporary_beside
 from kilopix.errors import UserError
-from kilopix.faults import named
+from kilopix.faults import first_line, named
 from kilopix.plain_text import visible
 
 if TYPE_CHECKING:
@@ -327,7 +327,7 @@ def pick_device(name: str = "auto") -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise UserError(f"device {name!r} cannot be used here: {first_line(error)}") from None
     return name
 
 

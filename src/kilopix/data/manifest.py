@@ -18,6 +18,7 @@ from kilopix.artefacts.digests import check_table, seal_table
 from kilopix.config import Config, parse
 from kilopix.data.cutmix import SETTINGS
 from kilopix.data.manifest_table import to_columns
+from kilopix.faults import first_line
 from kilopix.jobs import check_same_job
 from kilopix.runtime import atomic_path, not_below, report_left_out
 from kilopix.types import UserError
@@ -171,7 +172,7 @@ def read_manifest(path: Path) -> Manifest:
             raise UserError(f"{path}: says that it has {rows:,} rows, more than a file of its size can hold.")
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{path}: not a Parquet file ({first_line(error)}).") from None
     record = _record(table.schema, path)
     if record.format not in ("", MANIFEST_FORMAT):
         raise UserError(f"{path}: a Parquet file, but not a manifest of this version of kilopix.")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kilopix.errors import UserError
+from kilopix.faults import first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +52,7 @@ def _cast(column: "pa.ChunkedArray", field: "pa.Field", place: Path) -> "pa.Chun
             return column.cast(field.type)
         why = ""
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        why = f" ({str(error).splitlines()[0]})"
+        why = f" ({first_line(error)})"
     raise UserError(f"{place}: the column {field.name!r} is of type {found}, and must be {field.type}{why}.")
 
 

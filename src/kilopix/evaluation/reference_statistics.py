@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from kilopix.evaluation.fidelity import Moments
+from kilopix.faults import first_line
 from kilopix.runtime import sha256_of_file
 from kilopix.types import UserError
 
@@ -70,7 +71,7 @@ def read_statistics(path: Path) -> ReferenceStatistics | None:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not an .npz file that can be read ({_first_line(error)}).") from None
+        raise UserError(f"{path}: not an .npz file that can be read ({first_line(error)}).") from None
     _check(mean, covariance, path)
     # As many images as features of full rank need; the sample covariance is then as in the file.
     count = WIDTH + 1
@@ -85,7 +86,7 @@ def _array(archive: np.lib.npyio.NpzFile, keys: list[str], key: str, path: Path)
     try:
         array = archive[key]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: the key {key!r} cannot be read ({_first_line(error)}).") from None
+        raise UserError(f"{path}: the key {key!r} cannot be read ({first_line(error)}).") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
         raise UserError(f"{path}: the key {key!r} does not hold numbers.")
     return array.astype(np.float64)
@@ -106,7 +107,3 @@ def _check(mean: np.ndarray, covariance: np.ndarray, path: Path) -> None:
         raise UserError(f"{path}: {COVARIANCE!r} is not symmetric, so it is no covariance.")
     if np.linalg.eigvalsh(covariance)[0] < -_NEGATIVE * largest:
         raise UserError(f"{path}: {COVARIANCE!r} has negative variances, so it is no covariance.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kilopix.config import Config
 from kilopix.english import counted
+from kilopix.faults import first_line
 from kilopix.runtime import read_tensors, sha256_of_text, write_tensors
 from kilopix.types import LatentMoments, UserError
 
@@ -181,7 +182,7 @@ class PatchCodec:
         try:
             config = PatchCodecConfig.model_validate(json.loads(header[_HEADER_KEY]))
         except (KeyError, ValueError, RecursionError) as error:
-            raise UserError(f"{path}: is not a patch codec's file ({str(error).splitlines()[0]}).") from None
+            raise UserError(f"{path}: is not a patch codec's file ({first_line(error)}).") from None
         return PatchCodec.from_tensors(config, tensors, path)
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kilopix.english import counted
+from kilopix.faults import first_line
 from kilopix.runtime import SPEAKERS, name_some, read_json, read_tensors, say, sha256_of_file, sha256_of_text
 from kilopix.types import UserError
 
@@ -84,7 +85,7 @@ def _download(name: str, revision: str | None, subfolder: str) -> Path:
         at = f" --revision {revision}" if revision else ""
         raise UserError(
             f"model {name!r}: it is no folder here, and the Hugging Face hub gave no copy of it "
-            f"({str(error).splitlines()[0]}). Give the folder that holds it, or run "
+            f"({first_line(error)}). Give the folder that holds it, or run "
             f"`hf download {name}{at}` where there is a network."
         ) from None
     return Path(path)
@@ -200,7 +201,7 @@ def check_size(folder: Path, empty: torch.nn.Module) -> None:
 
 def reason(error: Exception) -> str:
     """The first line of what transformers says, and what to install where a package is missing."""
-    said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    said = first_line(error).rstrip(".")
     return f"{said}; run `pip install 'kilopix[captions]'`." if isinstance(error, ImportError) else f"{said}."
 
 

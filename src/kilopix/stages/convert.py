@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kilopix.artefacts.locks import own_file
+from kilopix.faults import first_line
 from kilopix.jobs import check_weights
 from kilopix.pretrained.aesthetic import aesthetic_layers
 from kilopix.pretrained.inception import PUBLISHED, check_inception
@@ -48,9 +49,7 @@ def _read(source: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(source, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise UserError(
-            f"{source}: not weights that can be read safely ({str(error).splitlines()[0]})."
-        ) from None
+        raise UserError(f"{source}: not weights that can be read safely ({first_line(error)}).") from None
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise UserError(f"{source}: not a plain dictionary of tensors.")
     return {name: value.contiguous() for name, value in loaded.items()}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from kilopix.artefacts.locks import owns
 from kilopix.data.sources.listing import SAVED
 from kilopix.english import counted
+from kilopix.faults import first_line
 from kilopix.jobs import JOB, Folder, open_job
 from kilopix.progress import Progress, working
 from kilopix.runtime import atomic_path, is_whole, name_some, read_json, say, write_json
@@ -90,7 +91,7 @@ def _open_stream(name: str, split: str, config: str | None) -> tuple[Any, "pa.Sc
     try:
         stream = _saved(Path(name), split, config) or load_dataset(name, config, split=split, streaming=True)
     except (DatasetNotFoundError, FileNotFoundError, ValueError, OSError) as error:
-        raise UserError(f"data set {name!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"data set {name!r}: {first_line(error)}") from None
     features = stream.features
     if features is None:
         raise UserError(f"data set {name!r}: does not say its columns, so it cannot be streamed.")

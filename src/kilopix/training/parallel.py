@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kilopix.faults import explain
+from kilopix.faults import explain, first_line
 from kilopix.runtime import pick_device
 from kilopix.types import UserError
 
@@ -229,11 +229,11 @@ def join_processes(device: str, style: Style, timeout_minutes: float) -> Iterato
             raise
         if "shared memory" in str(error):
             raise UserError(
-                f"process {rank} of {count}: /dev/shm is full or too small ({_first_line(error)}). Give a "
+                f"process {rank} of {count}: /dev/shm is full or too small ({first_line(error)}). Give a "
                 "container more with `--shm-size=8g`, or set NCCL_SHM_DISABLE=1; the same command goes on."
             ) from error
         raise UserError(
-            f"process {rank} of {count}: another process ended or answered no more ({_first_line(error)}). "
+            f"process {rank} of {count}: another process ended or answered no more ({first_line(error)}). "
             "Look above for what happened to it; the same command goes on from the last checkpoint."
         ) from error
     else:
@@ -257,7 +257,3 @@ def _of_communication(error: RuntimeError) -> bool:
     if isinstance(error, torch.distributed.DistError):
         return True
     return any(word in str(error) for word in ("gloo", "NCCL", "Connection closed", "Connection reset"))
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).splitlines() or [""])[0][:200]

@@ -15,7 +15,7 @@ from torch.autograd.graph import Node
 from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
-from kilopix.faults import compiler_errors
+from kilopix.faults import compiler_errors, first_line
 from kilopix.runtime import say
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -70,8 +70,7 @@ class Compiled:
         except compiler_errors() as error:
             if memory := _lack_of_memory(error):
                 raise memory from error
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            say(f"{self.plain.__qualname__}: not compiled ({reason.strip()[:300]}).", stderr=True)
+            say(f"{self.plain.__qualname__}: not compiled ({first_line(error)}).", stderr=True)
             self.function = self.plain
             out = self.function(*args)
         last = out if isinstance(out, Tensor) else out[-1]
@@ -106,6 +105,11 @@ def _vary(argument: Any, dimensions: Sequence[int]) -> None:
             _vary(getattr(argument, field.name), dimensions)
 
 
+def allow_graphs() -> None:
+    """Let dynamo keep as many graphs of one piece of code as training and sampling need."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+
+
 def speed_up(
     blocks: Sequence[nn.Module],
     compiled: bool,
@@ -123,7 +127,7 @@ def speed_up(
     if compiled:
         from torch._functorch import config as lowering
 
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)
+        allow_graphs()
         if hasattr(lowering, "force_non_lazy_backward_lowering"):  # not in every version of torch
             # Else a backward pass is compiled when it first runs, and what fails then is found too late.
             lowering.force_non_lazy_backward_lowering = True

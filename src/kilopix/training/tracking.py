@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kilopix.faults import first_line
 from kilopix.runtime import read_json, say, write_json
 from kilopix.training.watching import TrackerName
 
@@ -101,6 +102,6 @@ def open_trackers(
                 "`pip install kilopix[track]` brings it."
             )
         except (OSError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
             say(f"training.track: {name} cannot be used ({reason}); this run is not tracked there.")
     return opened

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kilopix.errors import UserError
-from kilopix.faults import OF_ALL_FILES, named
+from kilopix.faults import OF_ALL_FILES, first_line, named
 from kilopix.runtime import not_below
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def read_bytes(root: Path, path: str) -> bytes:
     except OSError as error:  # Arrow's I/O errors are of this kind, too
         if error.errno in OF_ALL_FILES:
             raise named(error, root / path) from None
-        raise BrokenImage(str(error).splitlines()[0]) from None
+        raise BrokenImage(first_line(error)) from None
 
 
 def read_row(file: Path, place: str) -> bytes:
@@ -96,7 +96,7 @@ def read_row(file: Path, place: str) -> bytes:
             with _lock(os.getpid()):  # threads that want the same row group read it once
                 value = _row_group(file, stamp, group)[row].as_py()
     except (pa.ArrowException, UserError) as error:
-        raise BrokenImage(str(error).splitlines()[0]) from None
+        raise BrokenImage(first_line(error)) from None
     if not value:
         raise BrokenImage("the row holds no bytes of a picture")
     return value

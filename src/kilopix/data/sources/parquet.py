@@ -15,6 +15,7 @@ from kilopix.data.sources.containers import image_column, reference
 from kilopix.data.sources.items import SourceItem, describe
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
+from kilopix.faults import first_line
 from kilopix.values import BadValue, first_present
 
 if TYPE_CHECKING:
@@ -52,9 +53,7 @@ def _pictures_of(root: Path, file: Path, selection: Selection, tally: Tally) -> 
             outside = _rows_outside(opened, image, root, file)
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         what = ", ".join(wanted) or "image"
-        raise UserError(
-            f"{file}: its columns {what} cannot be read ({str(error).splitlines()[0]})."
-        ) from None
+        raise UserError(f"{file}: its columns {what} cannot be read ({first_line(error)}).") from None
     items: list[SourceItem] = []
     known: dict[str, int] = {}
     for row in range(count):
@@ -123,7 +122,7 @@ def parquet_schema(file: Path) -> "pa.Schema":
     try:
         return pq.read_schema(file)
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{file}: not a Parquet file ({first_line(error)}).") from None
 
 
 def holds_pictures(file: Path) -> bool:

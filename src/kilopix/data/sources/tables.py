@@ -15,6 +15,7 @@ from typing import Any
 from kilopix.data.sources.columns import CAPTION_COLUMNS, CLASS_COLUMNS, PATH_COLUMNS, find_columns
 from kilopix.data.sources.items import IMAGE_ENDINGS
 from kilopix.errors import UserError
+from kilopix.faults import first_line
 from kilopix.runtime import lines_or_faults
 
 DELIMITERS = {".tsv": "\t", ".csv": ","}
@@ -64,12 +65,12 @@ def _parquet(file: Path) -> Iterator[dict[str, Any]]:
     try:
         columns = pq.read_schema(file).names
     except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{file}: not a Parquet file ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{file}: not a Parquet file ({first_line(error)}).") from None
     _refuse_doubles([name.lower() for name in columns if name == name.lower()], file)
     try:
         yield from pq.read_table(file).to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise UserError(f"{file}: cannot be read ({str(error).splitlines()[0]}).") from None
+        raise UserError(f"{file}: cannot be read ({first_line(error)}).") from None
 
 
 def _refuse_array(file: Path) -> None:

@@ -29,6 +29,7 @@ from kilopix.data.sources.folders import LONGEST_TEXT, caption_of_record, captio
 from kilopix.data.sources.items import IMAGE_ENDINGS, SourceItem, describe
 from kilopix.data.sources.selection import EVERYTHING, Selection, Tally
 from kilopix.errors import UserError
+from kilopix.faults import first_line
 from kilopix.progress import Progress
 from kilopix.values import BadValue, first_present
 
@@ -269,7 +270,7 @@ def _array(content: bytes, what: str) -> np.ndarray:
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
     except (ValueError, TypeError, ArithmeticError, MemoryError, EOFError, OSError, BadZipFile) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
+        why = first_line(error)
         raise BrokenImage(f"{what} is no array ({why})") from None
     if not isinstance(array, np.ndarray):
         raise BrokenImage(f"{what} is no array")
